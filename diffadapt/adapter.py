@@ -1,0 +1,103 @@
+"""The common adapter representation: which delta acts on which Diffusers module, and what the file says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffadapt.algorithms.base import Delta
+
+
+class TargetKey(NamedTuple):
+    """A module of a pipeline. Component: "unet", "text_encoder", "text_encoder_2", "transformer", "controlnet", ...;
+    module: its Diffusers path. Paths of CLIP text encoders always have their `text_model.` level here."""
+
+    component: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Textual-inversion vectors of one placeholder. vectors: one (tokens, dim) tensor per text encoder component."""
+
+    token: str
+    vectors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says of itself. Everything is a hint, except where formats say that it changes the maths.
+
+    ranks, alphas: the distinct values in the file's tensors, ascending.
+    """
+
+    trainer: str | None = None
+    base_model: str | None = None
+    trigger_words: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    alphas: tuple[float, ...] = ()
+    raw: Mapping[str, str] = field(default_factory=dict)
+
+
+class Foreign(NamedTuple):
+    """A module that no family table knows, as the file names it. component: None where the file does not say."""
+
+    component: str | None
+    module: str
+    flat: bool
+    """Dots are written as underscores."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One adapter, normalised: frozen, cheap to make, its tensors mapped until used.
+
+    targets: (component, Diffusers module path) -> delta.
+    keys: the same keys -> the file's keys that made the delta, for reports and messages.
+    foreign: deltas whose module only the pipeline itself can name (matched by flattened name when loaded).
+    unmatched: keys that no delta explains. ignored: key -> why it has no effect here (a position buffer, ...).
+    candidates: the families the file may be for, best first; `family` is the first.
+    """
+
+    name: str
+    dialect: str
+    targets: Mapping[TargetKey, Delta]
+    keys: Mapping[TargetKey, tuple[str, ...]] = field(default_factory=dict)
+    foreign: Mapping[Foreign, Delta] = field(default_factory=dict)
+    foreign_keys: Mapping[Foreign, tuple[str, ...]] = field(default_factory=dict)
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    unmatched: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    candidates: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=Metadata)
+    path: Path | None = None
+    evidence: str = ""
+    """Which keys decided the dialect, in words."""
+
+    @property
+    def family(self) -> str | None:
+        return self.candidates[0] if self.candidates else None
+
+    @property
+    def algorithms(self) -> Mapping[str, int]:
+        """How many targets each algorithm has."""
+        return Counter(delta.algorithm for delta in (*self.targets.values(), *self.foreign.values()))
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(key.component for key in self.targets))
+
+    def save(self, path: str | os.PathLike[str], *, dialect: str | None = None) -> Path:
+        """Write the adapter as a `.safetensors` file in a dialect (default: the one it came in).
+
+        Raises DialectError where the dialect has no name for a target or cannot hold an algorithm.
+        """
+        from diffadapt.writing import write_adapter
+
+        return write_adapter(self, Path(path), dialect or self.dialect)

@@ -1,0 +1,201 @@
+"""The contract of an algorithm: one file, one frozen dataclass of named tensors, its maths and its recognition.
+
+An algorithm knows tensors and modules, never models, files or strengths: every quantity here is at full strength, and
+the one place that multiplies by a strength is the injector. Truth is what the trainer's training forward computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.forms import BiasChange, Dense, Form, LowRank
+from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import AlgorithmError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the maths needs beside the tensors of a module.
+
+    writer: whose conventions hold where tensors alone do not tell: "kohya", "kohya_oft", "lycoris", "peft",
+        "diffusers", "onetrainer", "ai_toolkit".
+    config: the PEFT config (or `lora_adapter_metadata`, or `lycoris_config`) with the patterns of this module applied:
+        `r` and `lora_alpha` are this module's own.
+    alpha: overrides every alpha of the file (for files that lost theirs), or None.
+    metadata: the file's own header.
+    """
+
+    writer: str = "kohya"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class TensorGroup:
+    """The tensors of one module by canonical role; a tensor that nobody takes is an error later, never lost.
+
+    Canonical roles are Kohya's and LyCORIS' names without `.weight`: `lora_down`, `lora_up`, `lora_mid`, `alpha`,
+    `dora_scale`, `hada_w1_a`, `lokr_w2`, `oft_blocks`, `rescale`, `a1`, `diff`, `w_norm`, ...; PEFT's where there is no
+    other name: `oft_R`, `boft_s`, `ia3_l`, `lora_E`. Dialects translate (`lora_A` -> `lora_down`).
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], keys: Mapping[str, str] | None = None) -> None:
+        """name: the module as the file calls it; keys: role -> the file's key, for messages."""
+        self.name = name
+        self.keys = dict(keys or {})
+        self._tensors = dict(tensors)
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def peek(self, role: str) -> Tensor | None:
+        """The tensor of a role, left in the group."""
+        return self._tensors.get(role)
+
+    def take(self, role: str) -> Tensor:
+        """The tensor of a role, read once. Raises AlgorithmError where it is missing (half a pair)."""
+        if role not in self._tensors:
+            near = ", ".join(sorted(self.keys.get(r, r) for r in self._tensors)) or "nothing else"
+            raise AlgorithmError(
+                f"{self.name}: the tensor '{role}' is missing; the file has {near}. "
+                "The file is incomplete: save or download it again."
+            )
+        return self._tensors.pop(role)
+
+    def take_optional(self, role: str) -> Tensor | None:
+        return self._tensors.pop(role, None)
+
+    def take_alpha(self, rank: int, context: Context) -> float:
+        """The alpha of a low-rank module: the override, the file's, the config's, else the rank (scale 1).
+
+        A stored alpha of 0 means "not set" to every trainer of the LoRA family, and gives the rank too.
+        """
+        stored = self.take_optional("alpha")
+        if context.alpha is not None:
+            return context.alpha
+        if stored is not None:
+            value = float(stored.item()) if stored.numel() == 1 else float("nan")
+            if value != value or value in (float("inf"), float("-inf")):
+                raise AlgorithmError(f"{self.name}: alpha is {stored.tolist()!r}; expected one finite number.")
+            return value or float(rank)
+        configured = context.config.get("lora_alpha", context.config.get("alpha"))
+        return float(configured) if configured else float(rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Delta(ABC):
+    """The change of one module's weight (and bias) by one adapter, at full strength."""
+
+    algorithm: ClassVar[str]
+    """The name that reports show: "lora", "loha", ..."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        """Take this algorithm's tensors from the group, or return None and leave it untouched.
+
+        Raises AlgorithmError for tensors that are this algorithm's but do not fit together.
+        """
+
+    @abstractmethod
+    def weight_delta(self, weight: Tensor) -> Tensor:
+        """The float32 change of `weight` (its shape, its device), exactly what the trainer's forward would add.
+
+        weight: the base weight in any floating dtype, never one with another adapter merged in.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by canonical role, to write the delta back; `parse` of them gives an equal delta."""
+
+    @abstractmethod
+    def check(self, layer: Layer) -> None:
+        """Raise AlgorithmError where the delta cannot belong to a layer of this kind and shape."""
+
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
+        """The float32 change (out,) of the bias, or None. `bias`: the base bias, None where the module has none."""
+        return None
+
+    def low_rank(self) -> LowRank | None:
+        """The exact low-rank form of the weight's change, where there is one that needs no base weight."""
+        return None
+
+    def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
+        """The live effect, as parts that are each linear in the multiplier. `weight()` and `bias()`: the base's."""
+        pair = self.low_rank()
+        main: Form = pair if pair is not None else Dense(self.weight_delta(weight()))
+        change = self.bias_delta(bias())
+        return (main,) if change is None else (main, BiasChange(change))
+
+    @property
+    def rank(self) -> int | None:
+        """The rank, where the algorithm has one."""
+        return None
+
+    @property
+    def live_only(self) -> str | None:
+        """Why this delta cannot be merged (it depends on the timestep), or None."""
+        return None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the delta is made of."""
+        return sum(t.numel() for t in self.tensors().values())
+
+    def rows(self, start: int, stop: int) -> Delta:
+        """The delta of the output rows start..stop, for fused projections. Raises AlgorithmError where rows cannot
+        be separated (a rotation block or a column norm that crosses the border)."""
+        raise AlgorithmError(f"{self.algorithm}: the rows of a fused module cannot be separated.")
+
+    def at_strength(self, multiplier: float, rule: str) -> Delta:
+        """The delta whose full effect is this one's at `multiplier` under a trainer's own, non-linear rule.
+
+        The linear rule needs no such delta. Raises AlgorithmError for a rule that this algorithm does not know.
+        """
+        raise AlgorithmError(f"{self.algorithm} knows no strength rule '{rule}'; use the default, 'linear'.")
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same delta with every tensor replaced by `change(tensor)` (a move, a cast, a trainable copy)."""
+
+        def apply(value: object) -> object:
+            if isinstance(value, Tensor):
+                return change(value)
+            if isinstance(value, Delta):
+                return value.map_tensors(change)
+            if isinstance(value, tuple):
+                return tuple(apply(item) for item in value)
+            return value
+
+        changed = {f.name: apply(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **changed)
+
+
+def f32(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """The tensor in float32, on the device of `like`: all deltas accumulate there and round once, at the end."""
+    return tensor.to(device=like.device if like is not None else None, dtype=torch.float32)
+
+
+def expect_shape(algorithm: str, seen: tuple[int, ...], layer: Layer) -> None:
+    """Raise AlgorithmError unless a delta of the flattened shape `seen` (out, in * kernel) fits the layer."""
+    rows, *rest = layer.shape
+    columns = 1
+    for size in rest:
+        columns *= size
+    if tuple(seen) != (rows, columns):
+        raise AlgorithmError(
+            f"{algorithm}: the adapter's change has shape {tuple(seen)}, the {layer.kind} weight is {layer.shape} "
+            f"(flattened {(rows, columns)}). The adapter is for another model, or its rank and size axes are swapped."
+        )

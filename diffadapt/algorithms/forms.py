@@ -1,0 +1,196 @@
+"""The live forms: how a delta acts on activations without a dense delta.
+
+A module computes y = W x + b. Every form is linear in its adapter's multiplier m, so forms of any number of adapters
+add up in any order and equal the merged weight W + sum_i m_i delta_i(W):
+
+- `LowRank`       y += m * scale * up (down x); the injector concatenates those of all adapters into one pair
+- input forms     x' = x + sum m * change(x), and the module computes W x' + b (each delta sees the plain x)
+- output forms    y += m * change(W x)
+- branch forms    y += m * change(x)
+- `TwoSided`      y += m * (g(W f(x)) - W x): one more pass through the module
+- `BiasChange`    y += m * vector
+
+`to(device, dtype)` moves a form's tensors; all are float32 (or the file's dtype) until then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.layer import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A part of a delta's live effect. Fields that are tensors (or forms, or tuples of them) move with `to`."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same form with its floating tensors on `device` in `dtype` (tensors already there are shared)."""
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            if isinstance(value, Form):
+                return value.to(device, dtype)
+            if isinstance(value, tuple):
+                return tuple(move(item) for item in value)
+            return value
+
+        return dataclasses.replace(self, **{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Form):
+    """Delta W = scale * up @ down, exactly.
+
+    down: (r, in) for Linear, (r, in/groups, *kernel) for convolutions, (r, num) for embeddings. up: (out, r); for
+    embeddings (dim, r), the delta being transposed. Tensors may be the file's own, in its dtype.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def dense(self, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+        """The float32 delta of the weight's `shape`."""
+        up = self.up.to(device, torch.float32)
+        delta = up @ self.down.to(device, torch.float32).flatten(1)
+        delta = delta.mul_(self.scale) if not delta.requires_grad else delta * self.scale
+        return delta.reshape(shape)
+
+
+class ChannelForm(Form, ABC):
+    """A form that maps one side's channels: an input form, an output form, or a half of a `TwoSided`."""
+
+    @abstractmethod
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        """f(v) - v for an activation v whose channels lie in `layer.channel_dim`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(ChannelForm):
+    """Channels times (1 + excess); excess: (channels,)."""
+
+    excess: Tensor
+
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        if layer.kind != "conv":
+            return v * self.excess
+        return v * self.excess.view(-1, *(1,) * (v.ndim - 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate(ChannelForm):
+    """Consecutive channel blocks v_j -> v_j + excess_j v_j; excess: (k, n, n) is the block matrix less the identity.
+
+    Kept as a difference so that small rotations keep their precision in bf16.
+    """
+
+    excess: Tensor
+
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        k, n, _ = self.excess.shape
+        if layer.kind == "conv":
+            blocks = v.reshape(v.shape[0], k, n, -1)
+            return torch.matmul(self.excess, blocks).reshape(v.shape)
+        blocks = v.reshape(-1, k, n).transpose(0, 1)
+        return torch.bmm(blocks, self.excess.transpose(1, 2)).transpose(0, 1).reshape(v.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted(ChannelForm):
+    """A channel form in another channel order: gathered[a] = v[order[a]], mapped, then scattered back.
+
+    order, inverse: (channels,) int64, each other's inverse.
+    """
+
+    inner: ChannelForm
+    order: Tensor
+    inverse: Tensor
+
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        dim = layer.channel_dim
+        moved = self.inner.change(v.index_select(dim, self.order), layer)
+        return moved.index_select(dim, self.inverse)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(ChannelForm):
+    """Channel forms one after the other (the stages of a butterfly, a rescale behind a rotation)."""
+
+    steps: tuple[ChannelForm, ...]
+
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        now = v
+        for step in self.steps:
+            now = now + step.change(now, layer)
+        return now - v
+
+
+@dataclass(frozen=True, eq=False)
+class Mix(ChannelForm):
+    """A low-rank channel mixing v -> v + scale * up (down v); down (r, channels), up (channels, r)."""
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        return layer.pointwise(layer.pointwise(v, self.down), self.up) * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class InputChange(Form):
+    """The delta W f - W: the module sees f(x) in place of x."""
+
+    inner: ChannelForm
+
+
+@dataclass(frozen=True, eq=False)
+class OutputChange(Form):
+    """The delta g W - W: the module's product W x (no bias) becomes g(W x)."""
+
+    inner: ChannelForm
+
+
+@dataclass(frozen=True, eq=False)
+class TwoSided(Form):
+    """The delta g W f - W: rotated inputs and changed outputs of one adapter."""
+
+    inputs: ChannelForm
+    outputs: ChannelForm
+
+
+class Branch(Form, ABC):
+    """A side branch: its own function of the plain input, added to the output."""
+
+    @abstractmethod
+    def change(self, x: Tensor, layer: Layer) -> Tensor:
+        """What is added to the module's output at multiplier 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Branch):
+    """The cached delta itself, the last resort. weight: shape of the module's weight."""
+
+    weight: Tensor
+
+    def change(self, x: Tensor, layer: Layer) -> Tensor:
+        return layer.apply(x, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class BiasChange(Form):
+    """A change of the bias, also where the module has none. vector: (out,)."""
+
+    vector: Tensor
