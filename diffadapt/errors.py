@@ -19,7 +19,7 @@ class UnsafeFileError(SourceError):
 
 
 class NotAnAdapterError(SourceError):
-    """A file that is readable but holds no weight adapter: a whole checkpoint, an IP-Adapter, a ControlNet, a web page."""
+    """A readable file that holds no weight adapter: a whole checkpoint, an IP-Adapter, a ControlNet, a web page."""
 
 
 class DialectError(DiffAdaptError):
@@ -35,7 +35,7 @@ class NonFiniteError(AlgorithmError):
 
 
 class TargetError(DiffAdaptError):
-    """An adapter and a pipeline that do not fit: nothing matches, a shape differs, or strict=True and keys are left over."""
+    """An adapter and a pipeline that do not fit: nothing matches, a shape differs, keys left over with strict=True."""
 
 
 class StackError(DiffAdaptError):
@@ -43,4 +43,4 @@ class StackError(DiffAdaptError):
 
 
 class MergeError(DiffAdaptError):
-    """Weights that cannot be merged or restored: offloaded or quantised weights, or weights changed by somebody else."""
+    """Weights that cannot be merged or restored: offloaded, quantised, or changed by somebody else."""

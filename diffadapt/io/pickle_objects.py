@@ -103,6 +103,13 @@ def _parameter_dict(source: str, arguments: tuple[Any, ...]) -> Record:
     return Record()
 
 
+def _set(source: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Rebuild a set, which lies in the state of modules, as a tuple: nothing of it is used, and nothing is hashed."""
+    if len(arguments) > 1 or (arguments and not isinstance(arguments[0], list)):
+        _malformed(source, "set", arguments)
+    return tuple(arguments[0]) if arguments else ()
+
+
 def _is_size(value: Any) -> bool:
     return type(value) in (tuple, list) and len(value) <= limits.DIMENSIONS and all(type(n) is int for n in value)
 
@@ -174,6 +181,8 @@ def _class_only(source: str, arguments: tuple[Any, ...]) -> NoReturn:
 
 _CALLABLES: dict[str, Callable[[str, tuple[Any, ...]], Any]] = {
     "collections.OrderedDict": _ordered_dict,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
     "torch.nn.modules.container.ParameterDict": _parameter_dict,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -207,9 +216,12 @@ def find_global(source: str, module: str, name: str) -> Constructor | StorageTyp
     return found
 
 
-def storage_reference(source: str, identifier: Any) -> StorageRef:
-    """Check a persistent id ('storage', class, key, location, size[, view]) and make the storage it stands for."""
+def resolve_persistent(source: str, identifier: Any) -> StorageRef | Constructor:
+    """Check a persistent id: ('storage', class, key, location, size[, view]), or ('module', class, file, its text)."""
     match identifier:
+        case ("module", Constructor() as constructor, *_):
+            # The older layout writes classes of modules with their source text; the text is not looked at.
+            return constructor
         case ("storage", StorageType() as kind, str() | int() as key, str(), int() as size, *rest) if len(rest) <= 1:
             width = 1 if kind.dtype is None else kind.dtype.itemsize
             if 0 <= size <= limits.ELEMENTS:

@@ -53,6 +53,15 @@ def read_checkpoint(
         return source
     if isinstance(source, Mapping):
         return _state_dict(source)
+    path = _as_text(source)
+    options = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+    if _exists(Path(path).expanduser()):
+        return _local(Path(path).expanduser(), weight_name, subfolder, use_safetensors is True)
+    return _from_hub(path, weight_name, subfolder, options, use_safetensors is True)
+
+
+def _as_text(source: object) -> str:
+    """Give the text of a path or Hub id."""
     if not isinstance(source, str | os.PathLike):
         raise SourceError(
             f"A {type(source).__name__} is no source of an adapter. Expected a path, a Hub id or a state dict."
@@ -60,15 +69,17 @@ def read_checkpoint(
     text = os.fsdecode(source)
     if not text or not text.isprintable():
         raise SourceError(f"{clip(text)} is no path and no Hub id. Expected plain text.")
-    path = Path(text).expanduser()
-    only_safe = use_safetensors is True
-    if _exists(path):
-        return _local(path, weight_name, subfolder, only_safe)
-    _check_hub_id(text)
-    options = HubOptions(revision, token, cache_dir, local_files_only, force_download)
-    files = fetch(text, weight_name, subfolder, options)
-    config = gather_config(tuple(files.configs), lambda name: read_object(files.configs[name], text))
-    return _file(files.weights, text, config, only_safe)
+    return text
+
+
+def _from_hub(
+    repo: str, weight_name: str | None, subfolder: str | None, options: HubOptions, only_safe: bool
+) -> RawCheckpoint:
+    """Read an adapter of a Hub repository."""
+    _check_hub_id(repo)
+    files = fetch(repo, weight_name, subfolder, options)
+    config = gather_config(tuple(files.configs), lambda name: read_object(files.configs[name], repo))
+    return _file(files.weights, repo, config, only_safe)
 
 
 def _exists(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import IO, Any, Final, cast
 
 from diffadapt.errors import SourceError, UnsafeFileError
 from diffadapt.io import limits
-from diffadapt.io.pickle_objects import Constructor, Record, StorageRef, find_global, storage_reference
+from diffadapt.io.pickle_objects import Constructor, Record, StorageRef, find_global, resolve_persistent
 
 _MARK: Final = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -220,9 +220,10 @@ class Unpickler:
             target.update(state["_parameters"])
 
     def _persistent(self, _: Any) -> None:
-        reference = storage_reference(self._source, self._pop())
-        self.storages.setdefault(reference.key, reference)
-        self._stack.append(reference)
+        found = resolve_persistent(self._source, self._pop())
+        if isinstance(found, StorageRef):
+            self.storages.setdefault(found.key, found)
+        self._stack.append(found)
 
 
 _METHODS: dict[str, Callable[[Unpickler, Any], None]] = {
