@@ -55,7 +55,10 @@ def fetch(repo: str, weight_name: str | None, subfolder: str | None, options: Hu
     if weight_name is not None:
         weights = _download(repo, _join(folder, weight_name), options)
         return HubFiles(weights, _optional_configs(repo, _join(folder, weight_name), options))
-    choice = choose(_listed(repo, folder, options), None, _label(repo, folder))
+    names = _listed(repo, folder, options)
+    if names is None:
+        return _from_cache(repo, None, folder, options)
+    choice = choose(names, None, _label(repo, folder))
     configs = {name: _download(repo, _join(folder, name), options) for name in choice.configs}
     return HubFiles(_download(repo, _join(folder, choice.weights), options), configs)
 
@@ -97,27 +100,27 @@ def _snapshot(repo: str, options: HubOptions) -> Path:
     return snapshot
 
 
-def _listed(repo: str, folder: str, options: HubOptions) -> list[str]:
-    """List the repository's files, relative to `folder`."""
+def _listed(repo: str, folder: str, options: HubOptions) -> list[str] | None:
+    """List the repository's files, relative to `folder`; None if the Hub does not answer but the cache will do."""
     from huggingface_hub import HfApi
 
     try:
         names = HfApi(token=options.token).list_repo_files(repo, revision=options.revision)
     except _client_errors() as error:
-        if _is_unreachable(error):
-            return _cached_names(repo, folder, options, error)
-        _refuse(repo, None, error)
+        if not _is_unreachable(error) or not _is_cached(repo, options):
+            _refuse(repo, None, error)
+        return None
     prefix = f"{folder}/" if folder else ""
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
-def _cached_names(repo: str, folder: str, options: HubOptions, error: Exception) -> list[str]:
-    """List the cached files where the Hub does not answer, as its own client falls back for single files."""
+def _is_cached(repo: str, options: HubOptions) -> bool:
+    """Tell whether a snapshot may stand in for the Hub, as the Hub's own client lets it for single files."""
     try:
-        root = _snapshot(repo, options) / folder
+        _snapshot(repo, options)
     except SourceError:
-        _refuse(repo, None, error)
-    return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        return False
+    return not options.force_download
 
 
 def _download(repo: str, filename: str, options: HubOptions) -> Path:
