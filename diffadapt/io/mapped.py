@@ -9,6 +9,8 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
+from diffadapt.errors import SourceError
+
 
 class TensorInfo(NamedTuple):
     """Where one tensor lies: dtype, shape, and the bytes `start:stop` of its data in the data section."""
@@ -19,9 +21,17 @@ class TensorInfo(NamedTuple):
     stop: int
 
 
-def map_file(file: BinaryIO) -> mmap.mmap:
-    """Map an open, non-empty file copy-on-write: writing to a view never reaches the file and never faults."""
-    return mmap.mmap(file.fileno(), os.fstat(file.fileno()).st_size, access=mmap.ACCESS_COPY)
+def map_file(file: BinaryIO, name: str) -> mmap.mmap:
+    """Map an open, non-empty file copy-on-write: writing to a view never reaches the file and never faults.
+
+    `name` stands for the file in the `SourceError` where the system cannot map it.
+    """
+    try:
+        return mmap.mmap(file.fileno(), os.fstat(file.fileno()).st_size, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise SourceError(
+            f"{name}: cannot be mapped into memory ({error.strerror}). Copy it to a local disk, or free address space."
+        ) from error
 
 
 def view_bytes(buffer: mmap.mmap, offset: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:

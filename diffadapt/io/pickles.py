@@ -57,7 +57,7 @@ def read_pickle(path: str | os.PathLike[str], name: str | None = None) -> Pickle
     with open_binary(path, source) as file:
         if not os.fstat(file.fileno()).st_size:
             raise SourceError(f"{source}: is empty (0 bytes). Download it again.")
-        buffer = map_file(file)
+        buffer = map_file(file, source)
     with memoryview(buffer) as data:
         located = _read_archive(data, source) if bytes(data[:4]) == b"PK\3\4" else _read_stream(data, source)
     references, metadata = _flatten(located.value, source)

@@ -42,7 +42,7 @@ def parse_object(text: bytes, name: str, part: str) -> dict[str, Any]:
     except RecursionError:
         raise UnsafeFileError(f"{name}: the {part} is nested too deeply. Do not use this file.") from None
     except ValueError as error:
-        raise SourceError(f"{name}: the {part} is not JSON ({error}). Download the file again.") from None
+        raise SourceError(f"{name}: the {part} is not JSON ({str(error)[:80]}). Download the file again.") from None
     if not isinstance(value, dict):
         raise SourceError(f"{name}: the {part} is a JSON {type(value).__name__}, expected an object.")
     return value

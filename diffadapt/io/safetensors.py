@@ -48,7 +48,7 @@ def read_safetensors(path: str | os.PathLike[str], name: str | None = None) -> t
     path = Path(path)
     with open_binary(path, name or path.name) as file:
         header = _header(file, name or path.name)
-        return MappedTensors(map_file(file), header.data_start, header.tensors), header.metadata
+        return MappedTensors(map_file(file, name or path.name), header.data_start, header.tensors), header.metadata
 
 
 def open_binary(path: Path, name: str) -> BinaryIO:

@@ -114,16 +114,16 @@ def code_pickles(canary):
             yield f"bare-{protocol}-{name}", pickle.dumps({"x": call}, protocol=protocol)
     text = f"touch {canary}".encode()
     short = lambda value: b"\x8c" + bytes([len(value)]) + value  # noqa: E731
-    yield "inst", b"(S'touch " + canary.encode() + b"'\nios\nsystem\n."
-    yield "obj", b"(cos\nsystem\nS'touch " + canary.encode() + b"'\no."
+    yield "inst", b"\x80\x02(S'touch " + canary.encode() + b"'\nios\nsystem\n."
+    yield "obj", b"\x80\x02(cos\nsystem\nS'touch " + canary.encode() + b"'\no."
     yield (
         "dotted-name",
         b"\x80\x04" + short(b"torch") + short(b"serialization.os.system") + b"\x93" + short(text) + b"\x85R.",
     )
     yield "dotted-module", b"\x80\x02ccollections.OrderedDict\n__init__\n."
     yield "extension-registry", b"\x80\x02\x82\x01."
-    yield "persistent-id-text", b"Pstorage\n."
-    yield "build-attributes", b"\x80\x02ccollections\nOrderedDict\n)R(K\x01K\x02\x86b."
+    yield "persistent-id-text", b"\x80\x02Pstorage\n."
+    yield "build-attributes", b"\x80\x02ccollections\nOrderedDict\n)RK\x01}X\x05\0\0\0itemsK\x02s\x86b."
     yield "build-on-dict", b"\x80\x02}}b."
     yield "reduce-on-dtype", b"\x80\x02ctorch\nfloat32\n)R."
     yield "class-called", b"\x80\x02ctorch\nTensor\nK\x02\x85R."

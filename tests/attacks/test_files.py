@@ -55,3 +55,13 @@ def test_every_hostile_file_is_refused(tmp_path):
         assert text.isprintable()
         assert len(text) < 800
         assert str(tmp_path) not in text.replace(str(canary), "")
+
+
+def test_the_canary_would_show(tmp_path):
+    """The payloads are live: without the allowlist, they do run."""
+    import pickle
+
+    canary = tmp_path / "CANARY"
+    content = dict(all_files(str(canary)))["pickle-bare-2-system.pt"]
+    pickle.loads(content)
+    assert canary.exists()
