@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+from diffadapt.algorithms.adalora import AdaLoRA
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
+from diffadapt.algorithms.base_changing import KaSA
+from diffadapt.algorithms.boft import BOFT
+from diffadapt.algorithms.boft_peft import PeftBOFT
+from diffadapt.algorithms.hra import HRA
+from diffadapt.algorithms.dora import DoRA
+from diffadapt.algorithms.full import Full
+from diffadapt.algorithms.glora import GLoRA
+from diffadapt.algorithms.ia3 import IA3
+from diffadapt.algorithms.loha import LoHa
+from diffadapt.algorithms.lokr import LoKr
 from diffadapt.algorithms.lora import LoRA
+from diffadapt.algorithms.oft import OFT
+from diffadapt.algorithms.oft_diag import OFTDiag
+from diffadapt.algorithms.oft_flux import SplitOFT
+from diffadapt.algorithms.oft_peft import PackedOFT
+from diffadapt.algorithms.oft_peft_old import OldInputOFT, OldOutputOFT
+from diffadapt.algorithms.norm import Norm
+from diffadapt.algorithms.residual import Residual
+from diffadapt.algorithms.tlora import TLoRA
+from diffadapt.algorithms.total import Sum
 from diffadapt.errors import AlgorithmError
 
-ALGORITHMS: tuple[type[Delta], ...] = (LoRA,)
+ALGORITHMS: tuple[type[Delta], ...] = (
+    DoRA,  # before those it modifies
+    Full,  # before LoRA: ai-toolkit's full rank is half a pair
+    LoRA,
+    LoHa,
+    LoKr,
+    GLoRA,
+    IA3,
+    Norm,
+    Residual,
+    TLoRA,
+)
 
 __all__ = ["ALGORITHMS", "Context", "Delta", "TensorGroup", "parse_group"]
 
 
 def parse_group(group: TensorGroup, context: Context) -> Delta:
-    """The delta that the tensors of one module make. Raises AlgorithmError for tensors that nothing explains."""
-    found = [delta for algorithm in ALGORITHMS if (delta := algorithm.parse(group, context)) is not None]
+    """The delta that the tensors of one module make, a `Sum` where several algorithms share it.
+
+    Empties the group. Raises AlgorithmError for tensors that nothing explains, and for a group without any.
+    """
+    found: list[Delta] = []
+    for algorithm in ALGORITHMS:
+        if not len(group):
+            break
+        if (delta := algorithm.parse(group, context)) is not None:
+            found.append(delta)
     if len(group):
         left = ", ".join(sorted(group.keys.get(role, role) for role in group))
         raise AlgorithmError(f"{group.name}: no algorithm explains {left}.")
     if not found:
         raise AlgorithmError(f"{group.name}: holds no tensors.")
-    return found[0]
+    return found[0] if len(found) == 1 else Sum(tuple(found))

@@ -51,11 +51,14 @@ class LowRank(Form):
 
     down: (r, in) for Linear, (r, in/groups, *kernel) for convolutions, (r, num) for embeddings. up: (out, r); for
     embeddings (dim, r), the delta being transposed. Tensors may be the file's own, in its dtype.
+    mask_rank: None, or the length of the delta's `rank_mask(progress)`: rank entry i then acts only while
+    mask[i % mask_rank] is 1 (T-LoRA's ranks follow the timestep).
     """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
+    mask_rank: int | None = None
 
     @property
     def rank(self) -> int:
@@ -131,10 +134,24 @@ class Chain(ChannelForm):
     steps: tuple[ChannelForm, ...]
 
     def change(self, v: Tensor, layer: Layer) -> Tensor:
-        now = v
-        for step in self.steps:
-            now = now + step.change(now, layer)
-        return now - v
+        # Summed as a difference: v is never subtracted again, so small changes survive bf16.
+        total = self.steps[0].change(v, layer)
+        for step in self.steps[1:]:
+            total = total + step.change(v + total, layer)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Segments(ChannelForm):
+    """Consecutive runs of channels, `sizes` long, each with its own form (blocks of several sizes)."""
+
+    parts: tuple[ChannelForm, ...]
+    sizes: tuple[int, ...]
+
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        runs = torch.split(v, list(self.sizes), layer.channel_dim)
+        changed = [part.change(run, layer) for part, run in zip(self.parts, runs, strict=True)]
+        return torch.cat(changed, layer.channel_dim)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,15 @@
 """LoRA and LoCon: delta W = (alpha / rank) * up @ down, with an optional Tucker core and bias.
 
 Tensors (Kohya / PEFT names): `lora_down` = lora_A (r, in[/groups], *kernel), `lora_up` = lora_B (out, r[, 1...]),
-`lora_mid` (r, r, *kernel) for LyCORIS' Tucker form, `alpha` (scalar), `lora_up_bias` = lora_B.bias (out,).
+`lora_mid` (r, r, *kernel) for LyCORIS' Tucker form, `alpha` (scalar), `lora_up_bias` = lora_B.bias (out,); on
+embeddings PEFT's `lora_embedding_A` (r, num) and `lora_embedding_B` (dim, r).
 rsLoRA (PEFT `use_rslora`): alpha / sqrt(rank). Sources: LoRA, arXiv 2106.09685; LoCon and Tucker, LyCORIS;
-rsLoRA, arXiv 2312.03732. LoRA-FA and sd-scripts' DyLoRA write the same file.
+rsLoRA, arXiv 2312.03732. LoRA-FA and DyLoRA (sd-scripts, LyCORIS) write the same file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -23,7 +25,12 @@ from diffadapt.errors import AlgorithmError
 
 @dataclass(frozen=True, eq=False)
 class LoRA(Delta):
-    """A low-rank pair, its scale folded into one number."""
+    """A low-rank pair, its scale folded into one number.
+
+    down (r, in[/groups], *kernel), up (out, r[, 1...]), mid (r, r, *kernel), bias (out,); embedding: down (r, num),
+    up (dim, r). alpha: in the units of the file, the scale is alpha / rank (rank_stabilised: alpha / sqrt(rank)).
+    transposed: the weight is stored (in, out), as an Embedding's and a transformers `Conv1D`'s is.
+    """
 
     algorithm: ClassVar[str] = "lora"
 
@@ -33,23 +40,35 @@ class LoRA(Delta):
     mid: Tensor | None = None
     bias: Tensor | None = None
     rank_stabilised: bool = False
+    embedding: bool = False
+    transposed: bool = False
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
-        if "lora_down" not in group and "lora_up" not in group:
+        if "lora_down" in group or "lora_up" in group:
+            embedding, roles = False, ("lora_down", "lora_up")
+        elif "lora_embedding_A" in group or "lora_embedding_B" in group:
+            embedding, roles = True, ("lora_embedding_A", "lora_embedding_B")
+        else:
             return None
-        down, up = group.take("lora_down"), group.take("lora_up")
+        down, up = group.take(roles[0]), group.take(roles[1])
         mid, bias = group.take_optional("lora_mid"), group.take_optional("lora_up_bias")
         rank = down.shape[0] if down.ndim > 1 else 0
-        if down.ndim < 2 or up.ndim < 2 or up.shape[1] != rank or math.prod(up.shape[2:]) != 1:
+        if down.ndim < 2 or up.ndim < 2 or up.shape[1] != rank or up.numel() != up.shape[0] * rank:
             raise AlgorithmError(
-                f"{group.name}: lora_down {tuple(down.shape)} and lora_up {tuple(up.shape)} do not make a pair; "
+                f"{group.name}: {roles[0]} {tuple(down.shape)} and {roles[1]} {tuple(up.shape)} do not make a pair; "
                 "expected (rank, in, ...) and (out, rank)."
             )
-        if mid is not None and tuple(mid.shape[:2]) != (rank, rank):
-            raise AlgorithmError(f"{group.name}: lora_mid {tuple(mid.shape)} does not fit rank {rank}.")
-        alpha = group.take_alpha(rank, context)
-        return cls(down, up, alpha, mid, bias, bool(context.config.get("use_rslora")))
+        if mid is not None and (tuple(mid.shape[:2]) != (rank, rank) or down.numel() != rank * down.shape[1]):
+            raise AlgorithmError(
+                f"{group.name}: lora_mid {tuple(mid.shape)} does not fit lora_down {tuple(down.shape)}; expected "
+                "(rank, rank, *kernel) and (rank, in, 1, ...)."
+            )
+        split = _split_blocks(group.peek("alpha"), up, context)
+        alpha = group.take_alpha(rank, context) * split
+        config = context.config
+        stabilised = bool(config.get("use_rslora"))
+        return cls(down, up, alpha, mid, bias, stabilised, embedding, embedding or bool(config.get("fan_in_fan_out")))
 
     @property
     def rank(self) -> int:
@@ -68,21 +87,50 @@ class LoRA(Delta):
         return LowRank(core, up, self.scale)
 
     def weight_delta(self, weight: Tensor) -> Tensor:
-        return self.low_rank().dense(tuple(weight.shape), weight.device)
+        shape = tuple(weight.shape)
+        if not self.transposed:
+            return self.low_rank().dense(shape, weight.device)
+        return self.low_rank().dense((shape[1], shape[0]), weight.device).T
 
     def bias_delta(self, bias: Tensor | None) -> Tensor | None:
         return None if self.bias is None else f32(self.bias, bias) * self.scale
 
     def check(self, layer: Layer) -> None:
-        if layer.kind not in ("linear", "conv"):
-            raise AlgorithmError(f"lora: cannot act on a {layer.kind} layer; expected Linear or Conv.")
+        if layer.kind not in (("embedding",) if self.embedding else ("linear", "conv")):
+            expected = "an Embedding" if self.embedding else "Linear or Conv"
+            raise AlgorithmError(f"lora: cannot act on a {layer.kind} layer; expected {expected}.")
         columns = math.prod((self.down if self.mid is None else self.mid).shape[2:]) * self.down.shape[1]
-        expect_shape("lora", (self.up.shape[0], columns), layer)
+        seen = (columns, self.up.shape[0]) if self.embedding else (self.up.shape[0], columns)
+        expect_shape("lora", seen, layer)
+        if self.bias is not None and self.bias.numel() != layer.out_features:
+            raise AlgorithmError(f"lora: its bias has {self.bias.numel()} numbers, the layer {layer.out_features}.")
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {"lora_down": self.down, "lora_up": self.up, "lora_mid": self.mid, "lora_up_bias": self.bias}
+        names = ("lora_embedding_A", "lora_embedding_B") if self.embedding else ("lora_down", "lora_up")
+        named = {names[0]: self.down, names[1]: self.up, "lora_mid": self.mid, "lora_up_bias": self.bias}
         return {role: t for role, t in named.items() if t is not None} | {"alpha": torch.tensor(self.alpha)}
 
     def rows(self, start: int, stop: int) -> LoRA:
         bias = None if self.bias is None else self.bias[start:stop]
-        return LoRA(self.down, self.up[start:stop], self.alpha, self.mid, bias, self.rank_stabilised)
+        return dataclasses.replace(self, up=self.up[start:stop], bias=bias)
+
+
+def _split_blocks(alpha: Tensor | None, up: Tensor, context: Context) -> int:
+    """How many separate pairs sd-scripts' `split_qkv` joined into this one, each of which alpha was meant for.
+
+    It trains n pairs of rank r with alpha / r and saves the stacked down, a block-diagonal up and the same alpha, so
+    that alpha / rows(down) is n times too small. Blocks: q, k, v, and in Flux's single blocks the MLP of 4 times their
+    size. Source: sd-scripts `networks/lora_flux.py`.
+    """
+    if alpha is None or context.alpha is not None or "split_qkv" not in context.metadata.get("ss_network_args", ""):
+        return 1
+    rows, columns = up.shape[:2]
+    for sizes in ((1, 1, 1), (1, 1, 1, 4)):
+        unit, rest = divmod(rows, sum(sizes))
+        rank, left = divmod(columns, len(sizes))
+        if rest or left or not rank:
+            continue
+        inside = torch.block_diag(*(torch.ones(unit * size, rank) for size in sizes)).bool()
+        if not up.flatten(1)[~inside.to(up.device)].any():
+            return len(sizes)
+    return 1

@@ -1,0 +1,195 @@
+"""DoRA, a modifier: the changed weight V = W + delta W keeps its direction and gets learnt magnitudes.
+
+W' = mu * V / (||V|| + eps), the norm over everything but one axis; the bias stays. Tensor: `dora_scale`
+(out, 1[, 1...]) or (out,) = per output row, (1, in[, 1...]) = per input column over outputs and kernel; PEFT's `lora_magnitude_vector`
+is (out,), on convolutions (1, out, 1...), on embeddings (dim,). eps: float32's epsilon in LyCORIS, 0 in PEFT,
+OneTrainer (unless its `norm_epsilon`) and ai-toolkit. LyCORIS 2.2.0 took the mean of V in place of its norm.
+Sources: DoRA, arXiv 2402.09353; LyCORIS `functional/general.py`; PEFT `tuners/lora/dora.py`; OneTrainer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
+from diffadapt.algorithms.forms import Branch, Dense, Form, InputChange, LowRank, OutputChange, Scale
+from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.loha import LoHa
+from diffadapt.algorithms.lokr import LoKr
+from diffadapt.algorithms.lora import LoRA
+from diffadapt.errors import AlgorithmError
+
+EPS32 = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledBranch(Branch):
+    """Another branch behind scaled inputs, before scaled outputs. inputs (in,), outputs (out,), or None."""
+
+    inner: Branch
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+
+    def change(self, x: Tensor, layer: Layer) -> Tensor:
+        y = self.inner.change(x if self.inputs is None else x * _channels(self.inputs, x, layer), layer)
+        return y if self.outputs is None else y * _channels(self.outputs, y, layer)
+
+
+@dataclass(frozen=True, eq=False)
+class DoRA(Delta):
+    """A LoRA, LoHa or LoKr with magnitudes.
+
+    magnitude: one number per output (on_input: per input channel of the weight), in the file's shape. mean: divide by
+    the mean of V (LyCORIS 2.2.0). strength, correction: what `at_strength` sets, 1 in every file: V = W + strength *
+    delta W, W' = V * (correction * (mu / (||V|| + eps) - 1) + 1).
+    """
+
+    algorithm: ClassVar[str] = "dora"
+
+    inner: Delta
+    magnitude: Tensor
+    on_input: bool
+    eps: float
+    mean: bool = False
+    strength: float = 1.0
+    correction: float = 1.0
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        if "dora_scale" not in group:
+            return None
+        magnitude = group.take("dora_scale")
+        inner: Delta | None = None
+        for algorithm in (LoRA, LoHa, LoKr):
+            inner = inner or algorithm.parse(group, context)
+        if inner is None:
+            raise AlgorithmError(
+                f"{group.name}: DoRA magnitudes ({group.keys.get('dora_scale', 'dora_scale')}) without the LoRA, LoHa "
+                "or LoKr that they belong to. The file is incomplete."
+            )
+        version = str(context.config.get("lycoris_version", ""))
+        mean = version == "2.2.0" and _on_input(group.name, magnitude, context)
+        eps = 0.0 if version.startswith("2.") else _eps(inner, context)
+        return cls(inner, magnitude, _on_input(group.name, magnitude, context), eps, mean)
+
+    @property
+    def rank(self) -> int | None:
+        return self.inner.rank
+
+    @property
+    def _embedding(self) -> bool:
+        return isinstance(self.inner, LoRA) and self.inner.embedding
+
+    def _axis(self, dimensions: int) -> int:
+        """The axis of the weight that the magnitudes belong to: an embedding's outputs are its columns."""
+        return 1 if self.on_input or (self._embedding and dimensions > 1) else 0
+
+    def factor(self, weight: Tensor, change: Tensor) -> Tensor:
+        """c (out,) or (in[/groups],) with W' = c V, from the base weight and the inner delta at full strength."""
+        changed = f32(weight) + change * self.strength
+        others = [dim for dim in range(weight.ndim) if dim != self._axis(weight.ndim)]
+        size = changed.mean(others) if self.mean else torch.linalg.vector_norm(changed, dim=others)
+        size = size + self.eps
+        # A dead row has no direction: V = 0 stays 0 whatever it is multiplied by.
+        factor = torch.where(size == 0, 1.0, f32(self.magnitude, weight).flatten() / size)
+        return factor if self.correction == 1.0 else self.correction * (factor - 1) + 1
+
+    def weight_delta(self, weight: Tensor) -> Tensor:
+        change = self.inner.weight_delta(weight)
+        factor = self.factor(weight, change)
+        shape = [1] * weight.ndim
+        shape[self._axis(weight.ndim)] = -1
+        factor = factor.view(shape)
+        # (c - 1) W + c dW: subtracting W from c V would lose the digits of small changes.
+        return (factor - 1) * f32(weight) + factor * (change * self.strength)
+
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
+        change = self.inner.bias_delta(bias)
+        return change if change is None else change * self.strength
+
+    def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
+        base = weight()
+        parts = self.inner.forms(layer, weight, bias)
+        if any(isinstance(part, Dense) for part in parts):
+            # No structure to keep: one dense delta costs less than two passes.
+            rest = tuple(part for part in parts if not isinstance(part, Branch))
+            return (Dense(self.weight_delta(base)), *rest)
+        factor = self.factor(base, self.inner.weight_delta(base))
+        if self.on_input:
+            scaled = tuple(self._behind_inputs(part, factor, layer) for part in parts)
+            return (InputChange(Scale((factor - 1).repeat(layer.groups))), *scaled)
+        scaled = tuple(self._before_outputs(part, factor) for part in parts)
+        return (OutputChange(Scale(factor - 1)), *scaled)
+
+    def _before_outputs(self, part: Form, factor: Tensor) -> Form:
+        factor = factor * self.strength
+        if isinstance(part, LowRank):
+            return LowRank(part.down, f32(part.up, factor) * factor.view(-1, 1), part.scale)
+        return ScaledBranch(part, outputs=factor) if isinstance(part, Branch) else part
+
+    def _behind_inputs(self, part: Form, factor: Tensor, layer: Layer) -> Form:
+        factor = factor * self.strength
+        if isinstance(part, LowRank):
+            down = f32(part.down, factor).reshape(part.rank, *layer.shape[1:])
+            return LowRank(down * factor.view(1, -1, *(1,) * (down.ndim - 2)), part.up, part.scale)
+        return ScaledBranch(part, inputs=factor.repeat(layer.groups)) if isinstance(part, Branch) else part
+
+    def check(self, layer: Layer) -> None:
+        self.inner.check(layer)
+        channels = layer.shape[1] if self.on_input else layer.out_features
+        if self.magnitude.numel() != channels:
+            side = "input" if self.on_input else "output"
+            raise AlgorithmError(
+                f"dora: {tuple(self.magnitude.shape)} magnitudes per {side} for a {layer.kind} layer with {channels}."
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The inner delta's tensors and the magnitudes; `at_strength` is not part of any file."""
+        return self.inner.tensors() | {"dora_scale": self.magnitude}
+
+    def rows(self, start: int, stop: int) -> DoRA:
+        if self.on_input:
+            raise AlgorithmError(
+                "dora: magnitudes per input column take their norms over all rows of a fused module; its rows cannot "
+                "be separated. Apply the adapter to the fused module."
+            )
+        axis = max(range(self.magnitude.ndim), key=lambda dim: self.magnitude.shape[dim])
+        magnitude = self.magnitude.narrow(axis, start, stop - start)
+        return dataclasses.replace(self, inner=self.inner.rows(start, stop), magnitude=magnitude)
+
+    def at_strength(self, multiplier: float, rule: str) -> DoRA:
+        """ "lycoris": delta W in full, the magnitudes' correction times the multiplier (0 leaves W + delta W).
+        "peft" (and ai-toolkit): delta W times the multiplier, the magnitudes in full (0 leaves mu * W / ||W||)."""
+        if rule == "lycoris":
+            return dataclasses.replace(self, correction=multiplier)
+        if rule == "peft":
+            return dataclasses.replace(self, strength=multiplier)
+        raise AlgorithmError(f"dora knows no strength rule '{rule}'; use 'linear', 'lycoris' or 'peft'.")
+
+
+def _channels(vector: Tensor, v: Tensor, layer: Layer) -> Tensor:
+    return vector.view(-1, *(1,) * (v.ndim - 2)) if layer.channel_dim == 1 else vector
+
+
+def _on_input(name: str, magnitude: Tensor, context: Context) -> bool:
+    """Whether the magnitudes belong to input columns: the axis that is not of size 1 decides."""
+    shape = tuple(magnitude.shape)
+    wide = [dim for dim, size in enumerate(shape) if size != 1]
+    if len(wide) > 1 or (wide and wide[0] > 1):
+        raise AlgorithmError(f"{name}: the DoRA magnitudes have shape {shape}; expected (out, 1, ...) or (1, in, ...).")
+    if magnitude.ndim < 2 or not wide or wide[0] == 0:
+        return False
+    # PEFT writes the outputs of a convolution as (1, out, 1, ...).
+    return not (context.writer in ("peft", "diffusers") and magnitude.ndim > 2)
+
+
+def _eps(inner: Delta, context: Context) -> float:
+    if context.writer == "onetrainer":
+        return EPS32 if isinstance(inner, LoKr) or context.config.get("norm_epsilon") else 0.0
+    return 0.0 if context.writer in ("peft", "diffusers", "ai_toolkit") else EPS32

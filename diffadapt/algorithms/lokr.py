@@ -1,0 +1,234 @@
+"""LoKr: delta W = s * (w1 kron w2), a Kronecker product whose factors may be low-rank themselves.
+
+out = l * k, in[/groups] = m * n. Tensors: `lokr_w1` (l, m) or `lokr_w1_a` (l, r) and `lokr_w1_b` (r, m); `lokr_w2`
+(k, n[, *kernel]) or `lokr_w2_a` (k, r) and `lokr_w2_b` (r, n * kernel), or with a Tucker core `lokr_t2` (r, r, *kernel)
+`lokr_w2_a` (r, k) and `lokr_w2_b` (r, n). Any split of the sizes is read off the shapes.
+s = alpha / rank; with both factors full LyCORIS, OneTrainer, musubi and ai-toolkit train with s = 1 whatever alpha
+says, PEFT with its config's alpha / r. Sources: KronA, arXiv 2212.10650; LyCORIS; PEFT `tuners/lokr`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
+from diffadapt.algorithms.forms import Branch, Dense, Form
+from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import AlgorithmError
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker(Branch):
+    """scale * (w1 kron w2) x as two thin products: x's channels are (m, n), w2 maps n to k, w1 maps m to l.
+
+    w1: (l, m). w2: (k, n, *kernel), or where `outer` is given (r, n, *kernel) followed by outer (k, r). rows: the
+    range of output channels that is kept. Linear and ungrouped convolutions.
+    """
+
+    w1: Tensor
+    w2: Tensor
+    outer: Tensor | None
+    scale: float
+    rows: tuple[int, int] | None = None
+
+    def change(self, x: Tensor, layer: Layer) -> Tensor:
+        rows, columns = self.w1.shape
+        if layer.kind == "linear":
+            h = layer.apply(x.reshape(*x.shape[:-1], columns, -1), self.w2)
+            h = h if self.outer is None else layer.pointwise(h, self.outer)
+            y = (self.w1 @ h).flatten(-2)
+        else:
+            batch, _, *space = x.shape
+            h = layer.apply(x.reshape(batch * columns, -1, *space), self.w2, 1)
+            h = h if self.outer is None else layer.pointwise(h, self.outer)
+            y = (self.w1 @ h.reshape(batch, columns, -1)).reshape(batch, rows * h.shape[1], *h.shape[2:])
+        if self.rows is not None:
+            y = y.narrow(layer.channel_dim, self.rows[0], self.rows[1] - self.rows[0])
+        return y * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class LoKr(Delta):
+    """A Kronecker product of two factors; shapes as in the module's docstring.
+
+    size: the rank that alpha is divided by, None where the scale is 1. left_padded: PEFT's Conv1d with a full,
+    three-dimensional w2 pads w1 on the left before the Kronecker product, which arranges the numbers differently.
+    cut: the output rows that are kept, for a slice of a fused module that does not end where a row of w1 does.
+    """
+
+    algorithm: ClassVar[str] = "lokr"
+
+    w1: Tensor | None
+    w1_a: Tensor | None
+    w1_b: Tensor | None
+    w2: Tensor | None
+    w2_a: Tensor | None
+    w2_b: Tensor | None
+    t2: Tensor | None
+    alpha: float
+    size: int | None
+    left_padded: bool = False
+    cut: tuple[int, int] | None = None
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        if not any(
+            role in group for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+        ):
+            return None
+        w1, w1_a, w1_b = _factor(group, "lokr_w1")
+        w2, w2_a, w2_b = _factor(group, "lokr_w2")
+        t2 = group.take_optional("lokr_t2")
+        _check_factors(group.name, w1, w1_a, w1_b, w2, w2_a, w2_b, t2)
+        peft = context.writer == "peft"
+        inner = w2_b if w2_b is not None else w1_b
+        size = inner.shape[0] if inner is not None else None
+        if size is None and peft:
+            size = int(context.config.get("r") or 0) or None
+        alpha = group.take_alpha(size or 1, context)
+        padded = peft and w2 is not None and w2.ndim == 3
+        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha if size else 1.0, size, padded)
+
+    @property
+    def rank(self) -> int | None:
+        return self.size
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.size if self.size else 1.0
+
+    def _small(self, like: Tensor | None = None) -> Tensor:
+        """w1 (l, m) in float32."""
+        if self.w1 is not None:
+            return f32(self.w1, like)
+        return f32(_given(self.w1_a), like) @ f32(_given(self.w1_b), like)
+
+    def _large(self, like: Tensor | None = None) -> Tensor:
+        """w2 (k, n * kernel) or (k, n, *kernel) in float32."""
+        if self.w2 is not None:
+            return f32(self.w2, like)
+        outer, inner = self._thin(like)
+        return (outer @ inner.flatten(1)).reshape(outer.shape[0], *inner.shape[1:])
+
+    def _thin(self, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """w2 as outer (k, r) and inner (r, n * kernel) or (r, n, *kernel), in float32."""
+        outer, inner = f32(_given(self.w2_a), like), f32(_given(self.w2_b), like)
+        if self.t2 is None:
+            return outer.flatten(1), inner
+        return outer.T, torch.einsum("ab...,bc->ac...", f32(self.t2, like), inner)
+
+    def weight_delta(self, weight: Tensor) -> Tensor:
+        small, large = self._small(weight), self._large(weight)
+        if not self.left_padded:
+            small = small.reshape(*small.shape, *(1,) * (large.ndim - 2))
+        # torch.kron refuses some non-contiguous factors.
+        product = torch.kron(small.contiguous(), large.contiguous()) * self.scale
+        product = product.reshape(self._fused_rows, *weight.shape[1:])
+        return product if self.cut is None else product[self.cut[0] : self.cut[1]]
+
+    @property
+    def _borders(self) -> tuple[int, int]:
+        """(l, k): output rows are numbered l-major."""
+        small = self.w1 if self.w1 is not None else _given(self.w1_a)
+        large = self.w2 if self.w2 is not None else _given(self.w2_a)
+        return int(small.shape[0]), int(large.shape[1 if self.t2 is not None and self.w2 is None else 0])
+
+    @property
+    def _fused_rows(self) -> int:
+        return math.prod(self._borders)
+
+    @property
+    def _columns(self) -> int:
+        """in * kernel."""
+        small = self.w1 if self.w1 is not None else _given(self.w1_b)
+        if self.w2 is not None:
+            return int(small.shape[1]) * self.w2[0].numel()
+        core = 1 if self.t2 is None else self.t2[0, 0].numel()
+        return int(small.shape[1]) * _given(self.w2_b)[0].numel() * core
+
+    def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
+        if layer.groups > 1 or self.left_padded:
+            return (Dense(self.weight_delta(weight())),)
+        small = self._small()
+        kernel = layer.shape[2:]
+        columns = layer.shape[1] // small.shape[1]
+        if self.w2 is not None:
+            full = self.w2.reshape(self.w2.shape[0], columns, *kernel)
+            return (Kronecker(small, full, None, self.scale, self.cut),)
+        outer, inner = self._thin()
+        return (Kronecker(small, inner.reshape(-1, columns, *kernel), outer, self.scale, self.cut),)
+
+    def check(self, layer: Layer) -> None:
+        if layer.kind not in ("linear", "conv"):
+            raise AlgorithmError(f"lokr: cannot act on a {layer.kind} layer; expected Linear or Conv.")
+        rows = self._fused_rows if self.cut is None else self.cut[1] - self.cut[0]
+        if (rows, self._columns) != (layer.shape[0], math.prod(layer.shape[1:])):
+            raise AlgorithmError(
+                f"lokr: the factors make a change of shape {(rows, self._columns)}, the {layer.kind} weight is "
+                f"{layer.shape}. The adapter is for another model."
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The factors; of a cut slice the dense change as `diff`, which no Kronecker product can hold."""
+        if self.cut is not None:
+            return {"diff": self.weight_delta(torch.empty(self.cut[1] - self.cut[0], self._columns))}
+        w1, alpha = self.w1, self.alpha
+        if w1 is not None and self.w2 is not None and self.size:
+            # Only PEFT scales two full factors: folded in, the file means the same to every reader.
+            w1, alpha = f32(w1) * self.scale, float(self.size)
+        named = {
+            "lokr_w1": w1, "lokr_w1_a": self.w1_a, "lokr_w1_b": self.w1_b, "lokr_w2": self.w2,
+            "lokr_w2_a": self.w2_a, "lokr_w2_b": self.w2_b, "lokr_t2": self.t2,
+        }  # fmt: skip
+        return {role: t for role, t in named.items() if t is not None} | {"alpha": torch.tensor(alpha)}
+
+    def rows(self, start: int, stop: int) -> LoKr:
+        """Whole rows of w1 where the borders are multiples of w2's rows, else these and a cut."""
+        offset = self.cut[0] if self.cut is not None else 0
+        start, stop, step = start + offset, stop + offset, self._borders[1]
+        if self.left_padded:
+            return dataclasses.replace(self, cut=(start, stop))
+        first, last = start // step, -(-stop // step)
+        cut = (start - first * step, stop - first * step)
+        return dataclasses.replace(
+            self,
+            w1=None if self.w1 is None else self.w1[first:last],
+            w1_a=None if self.w1_a is None else self.w1_a[first:last],
+            cut=None if cut == (0, (last - first) * step) else cut,
+        )
+
+
+def _given(factor: Tensor | None) -> Tensor:
+    """A half of a factor: `parse` takes the whole factor or both halves."""
+    if factor is None:
+        raise AlgorithmError("lokr: a factor is missing; expected it whole or as the pair a and b.")
+    return factor
+
+
+def _factor(group: TensorGroup, role: str) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(full, a, b): a factor given whole or as a pair."""
+    if f"{role}_a" in group or f"{role}_b" in group:
+        return None, group.take(f"{role}_a"), group.take(f"{role}_b")
+    return group.take(role), None, None
+
+
+def _check_factors(name: str, *factors: Tensor | None) -> None:
+    _, w1_a, w1_b, w2, w2_a, w2_b, t2 = factors
+    shapes = [tuple(t.shape) for t in factors if t is not None]
+    fits = all(t is None or t.ndim >= 2 for t in factors)
+    if fits and w1_a is not None and w1_b is not None:
+        fits = w1_a.shape[1] == w1_b.shape[0]
+    if fits and w2_a is not None and w2_b is not None:
+        side = 1 if t2 is None else 0
+        fits = w2_a.shape[side] == w2_b.shape[0]
+        fits = fits and (t2 is None or tuple(t2.shape[:2]) == (w2_b.shape[0],) * 2)
+    if fits and (t2 is None or w2 is None):
+        return
+    raise AlgorithmError(f"{name}: the LoKr factors of the shapes {shapes} do not fit together.")

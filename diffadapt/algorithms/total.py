@@ -1,0 +1,75 @@
+"""Several deltas on one module add up: a LoRA with a bias difference, an extraction with its sparse residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
+from diffadapt.algorithms.forms import Form, LowRank
+from diffadapt.algorithms.full import Full
+from diffadapt.algorithms.layer import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Delta):
+    """The sum of its parts, each taken against the base weight; at least two, of different algorithms."""
+
+    algorithm: ClassVar[str] = "sum"
+
+    parts: tuple[Delta, ...]
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        """None: a sum has no tensors of its own; `parse_group` makes it."""
+        return None
+
+    @property
+    def _of_weight(self) -> list[Delta]:
+        """The parts that change the weight."""
+        return [part for part in self.parts if not isinstance(part, Full) or part.changes_weight]
+
+    def weight_delta(self, weight: Tensor) -> Tensor:
+        total = f32(weight).new_zeros(weight.shape)
+        for part in self._of_weight:
+            total = total + part.weight_delta(weight)
+        return total
+
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
+        changes = [change for part in self.parts if (change := part.bias_delta(bias)) is not None]
+        return sum(changes[1:], changes[0]) if changes else None
+
+    def low_rank(self) -> LowRank | None:
+        pairs = [part.low_rank() for part in self._of_weight]
+        known = [pair for pair in pairs if pair is not None]
+        if len(known) != len(pairs) or not known:
+            return None
+        if len(known) == 1:
+            return known[0]
+        ups = [f32(pair.up) * pair.scale for pair in known]
+        return LowRank(torch.cat([f32(pair.down).flatten(1) for pair in known]), torch.cat(ups, dim=1))
+
+    def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
+        return tuple(form for part in self.parts for form in part.forms(layer, weight, bias))
+
+    def check(self, layer: Layer) -> None:
+        for part in self.parts:
+            part.check(layer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {role: tensor for part in self.parts for role, tensor in part.tensors().items()}
+
+    @property
+    def rank(self) -> int | None:
+        return next((part.rank for part in self.parts if part.rank is not None), None)
+
+    @property
+    def live_only(self) -> str | None:
+        return next((part.live_only for part in self.parts if part.live_only is not None), None)
+
+    def rows(self, start: int, stop: int) -> Sum:
+        return Sum(tuple(part.rows(start, stop) for part in self.parts))
