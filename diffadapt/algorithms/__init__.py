@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from diffadapt.algorithms.adalora import AdaLoRA
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
-from diffadapt.algorithms.base_changing import KaSA
+from diffadapt.algorithms.base_changing import KaSA, repair
 from diffadapt.algorithms.boft import BOFT
 from diffadapt.algorithms.boft_peft import PeftBOFT
-from diffadapt.algorithms.hra import HRA
 from diffadapt.algorithms.dora import DoRA
 from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.glora import GLoRA
+from diffadapt.algorithms.hra import HRA
 from diffadapt.algorithms.ia3 import IA3
 from diffadapt.algorithms.loha import LoHa
 from diffadapt.algorithms.lokr import LoKr
 from diffadapt.algorithms.lora import LoRA
+from diffadapt.algorithms.norm import Norm
 from diffadapt.algorithms.oft import OFT
 from diffadapt.algorithms.oft_diag import OFTDiag
 from diffadapt.algorithms.oft_flux import SplitOFT
 from diffadapt.algorithms.oft_peft import PackedOFT
 from diffadapt.algorithms.oft_peft_old import OldInputOFT, OldOutputOFT
-from diffadapt.algorithms.norm import Norm
 from diffadapt.algorithms.residual import Residual
 from diffadapt.algorithms.tlora import TLoRA
 from diffadapt.algorithms.total import Sum
@@ -29,6 +29,8 @@ from diffadapt.errors import AlgorithmError
 ALGORITHMS: tuple[type[Delta], ...] = (
     DoRA,  # before those it modifies
     Full,  # before LoRA: ai-toolkit's full rank is half a pair
+    AdaLoRA,  # before LoRA: a pair with one tensor more, like KaSA
+    KaSA,
     LoRA,
     LoHa,
     LoKr,
@@ -37,6 +39,15 @@ ALGORITHMS: tuple[type[Delta], ...] = (
     Norm,
     Residual,
     TLoRA,
+    OFT,
+    BOFT,
+    SplitOFT,
+    OFTDiag,
+    PackedOFT,
+    OldOutputOFT,
+    OldInputOFT,
+    PeftBOFT,
+    HRA,
 )
 
 __all__ = ["ALGORITHMS", "Context", "Delta", "TensorGroup", "parse_group"]
@@ -52,7 +63,7 @@ def parse_group(group: TensorGroup, context: Context) -> Delta:
         if not len(group):
             break
         if (delta := algorithm.parse(group, context)) is not None:
-            found.append(delta)
+            found.append(repair(delta, context))
     if len(group):
         left = ", ".join(sorted(group.keys.get(role, role) for role in group))
         raise AlgorithmError(f"{group.name}: no algorithm explains {left}.")

@@ -1,0 +1,83 @@
+"""AdaLoRA: delta W = alpha / (init_r + 1e-5) * B (E * A), a LoRA with singular values, pruned while training.
+
+Tensors: `lora_down` = lora_A (r, in * kernel), `lora_E` (r, 1), `lora_up` = lora_B (out, r); r: the ranks that were
+left. The scale keeps the rank at the start, `init_r` of the config (else the rank of the file), and an alpha <= 0
+means that rank. Sources: AdaLoRA, arXiv 2303.10512; PEFT `tuners/adalora`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
+from diffadapt.algorithms.forms import Form, LowRank
+from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import AlgorithmError
+
+
+@dataclass(frozen=True, eq=False)
+class AdaLoRA(Delta):
+    """A low-rank pair with singular values. start_rank: the rank in the scale."""
+
+    algorithm: ClassVar[str] = "adalora"
+
+    down: Tensor
+    singular: Tensor
+    up: Tensor
+    alpha: float
+    start_rank: int
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        if "lora_E" not in group:
+            return None
+        singular, down, up = group.take("lora_E"), group.take("lora_down"), group.take("lora_up")
+        rank = len(down)
+        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != rank or tuple(singular.shape) != (rank, 1):
+            raise AlgorithmError(
+                f"{group.name}: lora_A {tuple(down.shape)}, lora_E {tuple(singular.shape)} and lora_B "
+                f"{tuple(up.shape)} do not fit together; expected (r, in), (r, 1) and (out, r)."
+            )
+        start = int(context.config.get("init_r") or rank)
+        alpha = group.take_alpha(start, context)
+        return cls(down, singular, up, alpha if alpha > 0 else float(start), start)
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.start_rank + 1e-5)
+
+    def low_rank(self) -> LowRank:
+        """The pair with the singular values in the down half, which stays flat: (r, in * kernel)."""
+        return LowRank(f32(self.down) * f32(self.singular), self.up, self.scale)
+
+    def weight_delta(self, weight: Tensor) -> Tensor:
+        return self.low_rank().dense(tuple(weight.shape), weight.device)
+
+    def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
+        pair = self.low_rank()
+        return (dataclasses.replace(pair, down=pair.down.reshape(self.rank, *layer.shape[1:])),)
+
+    def check(self, layer: Layer) -> None:
+        if layer.kind not in ("linear", "conv"):
+            raise AlgorithmError(f"adalora: cannot act on a {layer.kind} layer; expected Linear or Conv.")
+        if layer.kind == "conv" and layer.groups != 1:
+            raise AlgorithmError("adalora: cannot act on a grouped convolution; PEFT does not train it.")
+        expect_shape("adalora", (self.up.shape[0], self.down.shape[1]), layer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors; `init_r` is the config's and comes back only with it."""
+        pair = {"lora_down": self.down, "lora_E": self.singular, "lora_up": self.up}
+        return pair | {"alpha": torch.tensor(self.alpha)}
+
+    def rows(self, start: int, stop: int) -> Delta:
+        return dataclasses.replace(self, up=self.up[start:stop])

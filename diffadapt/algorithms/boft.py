@@ -1,0 +1,93 @@
+"""LyCORIS BOFT: a butterfly of M block rotations on the outputs, the first stage first.
+
+Tensors: `oft_blocks` (M, k, b, b), any matrices, out = k * b, b even; Q = X - X^T, R = (I + Q)(I - Q)^-1, not
+transposed. Stage i mixes within segments of 2^i * b rows: row c * 2h + g * h + t, h = 2^i * b / 2, stands at
+c * 2h + 2t + g, where the blocks are cut. `alpha`: the constraint, alpha * out, one norm over all stages, 0 = off;
+`rescale` (out, 1, ...): scales the rows at the end. Sources: BOFT, arXiv 2311.06243; LyCORIS `boft.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.base import Context, Delta, TensorGroup
+from diffadapt.algorithms.cayley import cayley, clip_ratio, skew
+from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.oft import freed, take_constraint
+from diffadapt.algorithms.rotation import OutputRotation, Stage, Stages, square_blocks
+from diffadapt.errors import AlgorithmError
+
+
+def interleaved(channels: int, half: int, device: torch.device) -> Tensor:
+    """The order in which the two halves of every segment of 2 * half channels alternate. (channels,) int64."""
+    return torch.arange(channels, device=device).view(-1, 2, half).transpose(1, 2).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class BOFT(OutputRotation):
+    """Butterfly stages on the outputs, by the generators' blocks."""
+
+    algorithm: ClassVar[str] = "boft"
+
+    blocks: Tensor
+    alpha: float = 0.0
+    rescale: Tensor | None = None
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        blocks = group.peek("oft_blocks")
+        if blocks is None or blocks.ndim != 4:
+            return None
+        square_blocks(group.name, "oft_blocks", group.take("oft_blocks"), 4)
+        count, k, size, _ = blocks.shape
+        rescale = group.take_optional("rescale")
+        if size % 2 or k % 2 ** (count - 1) or (rescale is not None and rescale.numel() != k * size):
+            seen = "" if rescale is None else f" with rescale {tuple(rescale.shape)}"
+            raise AlgorithmError(
+                f"{group.name}: oft_blocks {tuple(blocks.shape)}{seen} is no butterfly; expected (M, k, b, b) with "
+                "even b, k a multiple of 2^(M-1), and a rescale of k * b numbers."
+            )
+        return cls(blocks, take_constraint(group, context, kohya=False), rescale)
+
+    @property
+    def out_features(self) -> int:
+        return self.blocks.shape[1] * self.blocks.shape[2]
+
+    @property
+    def row_scale(self) -> Tensor | None:
+        return None if self.rescale is None else self.rescale.flatten()
+
+    def stages(self, channels: int) -> Stages:
+        q = skew(self.blocks)
+        excess = cayley(q * clip_ratio(q, self.alpha * self.out_features, kohya=False))
+        half = self.blocks.shape[2] // 2
+        return tuple(
+            Stage((part,), interleaved(self.out_features, 2**i * half, part.device)).times(self.stage)
+            for i, part in enumerate(excess)
+        )
+
+    def check(self, layer: Layer) -> None:
+        self.require(layer, ("linear", "conv"))
+        if layer.shape[0] != self.out_features:
+            raise self.misfit(layer, layer.shape[0], "outputs")
+
+    def named(self) -> dict[str, Tensor]:
+        rest = {} if self.rescale is None else {"rescale": self.rescale}
+        return {"oft_blocks": self.blocks, "alpha": torch.tensor(self.alpha)} | rest
+
+    def turned(self, multiplier: float) -> Self:
+        blocks, _ = freed(self.blocks, self.alpha * self.out_features, False, multiplier)
+        return dataclasses.replace(self, blocks=blocks, alpha=0.0)
+
+    def rows(self, start: int, stop: int) -> Delta:
+        size = self.blocks.shape[2]
+        self.border(start, stop, size * 2 ** (len(self.blocks) - 1), self.out_features)
+        # The constraint is on the norm of the whole tensor: it must act before the rows part.
+        whole = self.turned(1.0) if self.alpha > 0 else self
+        rescale = None if self.rescale is None else self.rescale[start:stop]
+        return dataclasses.replace(whole, blocks=whole.blocks[:, start // size : stop // size], rescale=rescale)
