@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor
-
+from diffadapt.adapter import TargetKey
 from diffadapt.algorithms.base import Context
+from diffadapt.families.base import Family
+
+Slot = str
+"""What a dialect calls a part of the pipeline: "denoiser" where the prefix says no more, else "unet", "transformer",
+"controlnet", "text_encoder", "text_encoder_2", "text_encoder_3", "clip_l", "clip_g", "clip_h", "t5xxl", ... Families
+turn slots into components."""
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A file's key, taken apart.
 
-    component: "unet", "text_encoder", ... as the prefix says, or None where the key does not say (`base_model.model.`).
+    slot: what the prefix says, or None where the key does not say (`base_model.model.`, `lycoris_`).
     module: the module as the file names it, `flat` if its dots are underscores. role: canonical role (see TensorGroup).
     """
 
-    component: str | None
+    slot: Slot | None
     module: str
     role: str
     flat: bool
@@ -33,15 +37,31 @@ class Recognition:
     evidence: str
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a file holds beside its tensors.
+
+    roles: every canonical role that occurs. metadata: the file's header. config: the JSON beside the file, or None.
+    alpha: the caller's override.
+    """
+
+    roles: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    alpha: float | None = None
+
+
+ContextOf = Callable[[Slot | None, str], Context]
+"""What the algorithms must know of a module (slot, name as the file has it)."""
+
+
 class Dialect(ABC):
     """A way of naming the tensors of an adapter. Stateless; one file each; no maths."""
 
     name: ClassVar[str]
 
     @abstractmethod
-    def recognise(
-        self, keys: Collection[str], metadata: Mapping[str, str], config: Mapping[str, Any] | None
-    ) -> Recognition | None:
+    def recognise(self, keys: Collection[str]) -> Recognition | None:
         """Why this file is in this dialect, or None."""
 
     @abstractmethod
@@ -49,11 +69,28 @@ class Dialect(ABC):
         """The parts of a key, or None where the key is not of this dialect."""
 
     @abstractmethod
-    def context(
-        self, key: Key, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], config: Mapping[str, Any] | None
-    ) -> Context:
-        """What the algorithms must know of this module: the writer, and the config with its patterns applied."""
+    def contexts(self, facts: Facts) -> ContextOf:
+        """The contexts of the file's modules: the writer, and the config with the patterns of each module applied."""
 
     @abstractmethod
-    def join(self, component: str, module: str, role: str) -> str:
-        """The key of a Diffusers module's tensor in this dialect; the inverse of `split` and the family's names."""
+    def join(self, target: TargetKey, role: str, family: Family | None) -> str:
+        """The key of a Diffusers module's tensor in this dialect; the inverse of `split` and the family's names.
+
+        Raises DialectError where the dialect has no name for the component or the role.
+        """
+
+
+def prefixed(keys: Collection[str], prefixes: Iterable[str]) -> Recognition | None:
+    """A recognition by the beginnings of keys, naming those that occur."""
+    begins = tuple(prefixes)
+    found = [key for key in keys if key.startswith(begins)]
+    if not found:
+        return None
+    seen = [prefix for prefix in begins if any(key.startswith(prefix) for key in found)]
+    return Recognition(f"{len(found)} of {len(keys)} keys begin with {' or '.join(seen)} (e.g. {found[0]!r})")
+
+
+def evidence(keys: Collection[str], deciding: Callable[[str], bool], words: str) -> Recognition | None:
+    """A recognition that counts the deciding keys and shows one, or None where there is none."""
+    found = [key for key in keys if deciding(key)]
+    return Recognition(f"{len(found)} of {len(keys)} keys {words} (e.g. {found[0]!r})") if found else None

@@ -1,0 +1,39 @@
+"""Diffusers: a component's name before Diffusers' module names; `lora_A`/`lora_B`, or the older `lora.down`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from diffadapt.adapter import TargetKey
+from diffadapt.dialects.base import Facts, Slot
+from diffadapt.dialects.dotted import COMPONENTS, Dotted
+from diffadapt.dialects.peft_config import METADATA_KEY
+from diffadapt.dialects.roles import PEFT_SPELLING
+from diffadapt.errors import DialectError
+from diffadapt.families.base import Family
+
+
+class Diffusers(Dotted):
+    """The files of `save_lora_weights`, SimpleTuner, OneTrainer's DIFFUSERS and its older OMI layout."""
+
+    name = "diffusers"
+    prefixes: ClassVar[Mapping[str, Slot | None]] = COMPONENTS
+    writer: ClassVar[str] = "diffusers"
+
+    def writer_of(self, facts: Facts) -> str:
+        return dotted_writer(facts, self.writer)
+
+    def join(self, target: TargetKey, role: str, family: Family | None) -> str:
+        ending = PEFT_SPELLING.get(role)
+        if ending is None or f"{target.component}." not in COMPONENTS:
+            raise DialectError(f"diffusers: has no name for '{role}' of {target.component} {target.module}; try kohya.")
+        return f"{target.component}.{target.module}.{ending}"
+
+
+def dotted_writer(facts: Facts, default: str) -> str:
+    """OneTrainer's rotations look like PEFT's; its files have no config."""
+    configured = METADATA_KEY in facts.metadata or bool(facts.config)
+    if "ot_branch" in facts.metadata or "ot_config" in facts.metadata or ("oft_R" in facts.roles and not configured):
+        return "onetrainer"
+    return default

@@ -1,0 +1,66 @@
+"""What the dotted dialects share: prefixes that may be nested, and contexts from PEFT configs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from typing import ClassVar
+
+from diffadapt.algorithms.base import Context
+from diffadapt.dialects.base import ContextOf, Dialect, Facts, Key, Recognition, Slot, prefixed
+from diffadapt.dialects.peft_config import configs_of
+from diffadapt.dialects.roles import split_role
+
+PEFT_PREFIX = "base_model.model."
+COMPONENTS: Mapping[str, Slot] = {
+    "unet.": "unet", "transformer.": "transformer", "controlnet.": "controlnet", "prior.": "prior",
+    "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
+}  # fmt: skip
+
+
+class Dotted(Dialect):
+    """Module names with their dots, behind a prefix that says the component, or nothing."""
+
+    prefixes: ClassVar[Mapping[str, Slot | None]]
+    writer: ClassVar[str]
+
+    def recognise(self, keys: Collection[str]) -> Recognition | None:
+        return prefixed(keys, self.prefixes)
+
+    def split(self, key: str) -> Key | None:
+        ending = split_role(key)
+        if ending is None:
+            return None
+        for prefix, slot in self.prefixes.items():
+            if ending.module.startswith(prefix):
+                slot, module = unwrap(slot, ending.module[len(prefix) :])
+                return Key(slot, module, ending.role, False)
+        return None
+
+    def contexts(self, facts: Facts) -> ContextOf:
+        configs = configs_of(facts.metadata, facts.config)
+        writer = self.writer_of(facts)
+        plain = Context(writer, {}, facts.alpha, facts.metadata)
+
+        def context(slot: Slot | None, module: str) -> Context:
+            config = configs.get(slot) or configs.get("unet" if slot == "denoiser" else None) or configs.get(None)
+            return plain if config is None else Context(writer, config.of(module), facts.alpha, facts.metadata)
+
+        return context
+
+    @abstractmethod
+    def writer_of(self, facts: Facts) -> str:
+        """Whose conventions hold in this file."""
+
+
+def unwrap(slot: Slot | None, module: str) -> tuple[Slot | None, str]:
+    """Strip the wrappers of PEFT, once per wrap, and the component's name behind them."""
+    while True:
+        if module.startswith(PEFT_PREFIX):
+            module = module[len(PEFT_PREFIX) :]
+            continue
+        found = next((prefix for prefix in COMPONENTS if module.startswith(prefix)), None) if slot is None else None
+        # OpenCLIP's own `transformer.resblocks` is a module, not the component of that name.
+        if found is None or module.startswith("transformer.resblocks."):
+            return slot, module
+        slot, module = COMPONENTS[found], module[len(found) :]

@@ -1,0 +1,44 @@
+"""The LyCORIS wrapper: `lycoris_` before the flat name of whatever model it was given. SimpleTuner uses it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from diffadapt.adapter import TargetKey
+from diffadapt.algorithms.base import Context
+from diffadapt.dialects.base import ContextOf, Facts, Key
+from diffadapt.dialects.kohya import Kohya
+from diffadapt.dialects.roles import split_role
+from diffadapt.families.base import Family
+
+_PREFIX = "lycoris_"
+# The wrapper stores alpha with each module; the run's defaults in the config must not stand in for one.
+_RUN_DEFAULTS = frozenset({"r", "lora_alpha", "alpha"})
+
+
+class Lycoris(Kohya):
+    """No component is named: the module names tell."""
+
+    name = "lycoris"
+    prefixes: ClassVar[Mapping[str, str]] = {_PREFIX: ""}
+    writer: ClassVar[str] = "lycoris"
+
+    def split(self, key: str) -> Key | None:
+        ending = split_role(key)
+        if ending is None or not ending.module.startswith(_PREFIX):
+            return None
+        module = ending.module[len(_PREFIX) :].lstrip("_")
+        return Key(None, module, ending.role, "." not in module)
+
+    def contexts(self, facts: Facts) -> ContextOf:
+        given: Mapping[str, Any] = (facts.config or {}).get("lycoris_config") or {}
+        config = {name: value for name, value in given.items() if name not in _RUN_DEFAULTS}
+        context = Context("lycoris", config, facts.alpha, facts.metadata)
+        return lambda slot, module: context
+
+    def module_of(self, target: TargetKey, family: Family | None) -> str:
+        return target.module
+
+    def prefix_of(self, target: TargetKey, family: Family | None) -> str:
+        return _PREFIX

@@ -1,0 +1,116 @@
+"""Which families a file may be for: by the names of its modules, then their widths, then which blocks it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffadapt.families import FAMILIES
+from diffadapt.families.base import Family
+from diffadapt.families.names import Names, skeleton_of
+from diffadapt.families.shapes import input_width
+
+
+class Module(NamedTuple):
+    """One module of a file: what its prefix says, its name as the file has it, its tensors by canonical role."""
+
+    slot: str | None
+    name: str
+    tensors: Mapping[str, Tensor]
+
+
+Kind = tuple[str | None, str]
+"""Slot and skeleton: modules of one kind differ in their counters only."""
+
+
+def choose(
+    modules: Sequence[Module], base_model: str | None, families: Sequence[Family] = FAMILIES
+) -> tuple[Family, ...]:
+    """The families whose names fit the most modules, best first; none where no name fits.
+
+    base_model: what the file's metadata say, lower case. It decides the order only where shapes do not, because
+    metadata survive conversions that make them wrong.
+    """
+    kinds: dict[Kind, Module] = {}
+    counts: Counter[Kind] = Counter()
+    for module in modules:
+        kind = (module.slot, skeleton_of(module.name)[0])
+        kinds.setdefault(kind, module)
+        counts[kind] += 1
+    covered = {family: sum(n for kind, n in counts.items() if _knows(family, kind)) for family in families}
+    most = max(covered.values(), default=0)
+    found = [family for family in families if most and covered[family] == most]
+    verdicts = {family: width_verdict(family, kinds.values()) for family in found}
+    agreeing = [family for family in found if verdicts[family][0] > 0 and verdicts[family][1] == 0]
+    found = agreeing or found
+    if len(found) > 1:
+        names = [module.name for module in modules]
+        order = {
+            family: (verdicts[family][1], not _named(family, base_model), strangers(family, names, found))
+            for family in found
+        }
+        found.sort(key=lambda family: order[family])
+    return tuple(found)
+
+
+def component_of(family: Family, module: Module) -> tuple[str, Names] | None:
+    """The component that a module belongs to, and its names; None where the family has neither.
+
+    Where the file does not say, the names tell; where two text encoders share names, the width does.
+    """
+    options = [(part, names) for part, names in family.names_of(module.slot) if names.resolve(module.name)]
+    # A ControlNet's own blocks occur nowhere else; the rest of its names are the UNet's.
+    if len(options) > 1:
+        width = input_width(module.tensors)
+        fitting = [o for o in options if width is not None and (o[0], width) in _hidden(family)]
+        options = fitting or options
+    return options[0] if options else None
+
+
+def width_verdict(family: Family, modules: Collection[Module]) -> tuple[int, int]:
+    """How many of the widths that the family is known by agree, and how many contradict."""
+    right = wrong = 0
+    for module in modules:
+        for component, names in family.names_of(module.slot):
+            route = names.resolve(module.name)
+            path = route.modules[0] if route else ""
+            for width in family.widths:
+                if width.component == component and path.endswith(width.leaves):
+                    seen = input_width(module.tensors)
+                    if seen is not None and module.slot is not None:
+                        right += seen == width.inputs
+                        wrong += seen != width.inputs
+                    elif seen == width.inputs:
+                        right += 1
+    return right, wrong
+
+
+def strangers(family: Family, names: Collection[str], rivals: Sequence[Family]) -> int:
+    """How many modules lie in attention blocks that the full-size model does not have, or too deep in them."""
+    if len({id(rival.attention) for rival in rivals}) == 1 or not family.attention:
+        return 0
+    unet = family.components["unet"]
+    count = 0
+    for name in names:
+        route = unet.resolve(name)
+        if route is not None and ".attentions." in route.modules[0]:
+            container, _, rest = route.modules[0].partition(".attentions.")
+            words = rest.split(".")
+            depth = int(words[2]) if len(words) > 2 and words[1] == "transformer_blocks" else 0
+            count += depth >= family.attention.get(container, 0)
+    return count
+
+
+def _knows(family: Family, kind: Kind) -> bool:
+    return any(names.knows(kind[1]) for _, names in family.names_of(kind[0]))
+
+
+def _named(family: Family, base_model: str | None) -> bool:
+    return base_model is not None and base_model.startswith(family.base_models)
+
+
+def _hidden(family: Family) -> set[tuple[str, int]]:
+    return {(width.component, width.inputs) for width in family.widths}

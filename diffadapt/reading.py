@@ -1,0 +1,240 @@
+"""From a source to an `Adapter`: keys -> dialect -> modules -> deltas -> targets. No key is lost on the way."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from diffadapt.adapter import Adapter, Foreign, TargetKey
+from diffadapt.algorithms import Delta, TensorGroup, parse_group
+from diffadapt.dialects import Dialect, Facts, recognise
+from diffadapt.dialects.base import ContextOf
+from diffadapt.dialects.embeddings import is_left_over, take_embeddings
+from diffadapt.dialects.refusals import refuse
+from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
+from diffadapt.families import Family
+from diffadapt.families.choose import Module, choose, component_of
+from diffadapt.families.route import exchanged, parts
+from diffadapt.io.checkpoint import RawCheckpoint
+from diffadapt.io.source import Source, read_checkpoint
+from diffadapt.metadata import base_model, read_metadata
+
+_SHOWN = 5
+# Buffers and leftovers: key endings without any effect on the weights, and why.
+_IGNORED = {
+    "position_ids": "a buffer of positions", "logit_scale": "of the whole CLIP, unused in a pipeline",
+    "num_batches_tracked": "a training counter", "initial_lora_reg": "of training only",
+}  # fmt: skip
+_OPTIMIZER = ("optimizer.", "optimizer_state", "ema_decay", "ema_step", "global_step", "lr_scheduler", "train_state")
+
+
+@dataclass
+class _Group:
+    """A module while its keys are collected."""
+
+    slot: str | None
+    name: str
+    flat: bool
+    dialect: Dialect
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def read_adapter(
+    source: Source | Adapter,
+    *,
+    name: str | None = None,
+    alpha: float | None = None,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    use_safetensors: bool | None = None,
+    check_finite: bool = True,
+    **ignored: object,
+) -> Adapter:
+    """Read any adapter: a path, a folder, a Hub id, a state dict; an `Adapter` is given back as it is.
+
+    name: the adapter's name (default: the file's). alpha: overrides every alpha, for files that lost theirs.
+    check_finite: refuse NaN and infinity, which reads every tensor once. The rest is as in `io.read_checkpoint`.
+
+    Raises SourceError (and its kinds) for what cannot be read, NotAnAdapterError for what is something else,
+    DialectError for names that nothing explains, AlgorithmError for tensors that do not fit together, NonFiniteError.
+    """
+    if isinstance(source, Adapter):
+        return source
+    raw = read_checkpoint(
+        source, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+        local_files_only=local_files_only, force_download=force_download, use_safetensors=use_safetensors, **ignored,
+    )  # fmt: skip
+    refuse(raw.tensors.keys(), raw.name)
+    if check_finite:
+        raw.check_finite()
+    return interpret(raw, name=name or _short_name(raw), alpha=alpha)
+
+
+def interpret(raw: RawCheckpoint, *, name: str, alpha: float | None = None) -> Adapter:
+    """The adapter that raw tensors make; see `read_adapter`."""
+    try:
+        return _Reading(raw, name, alpha).adapter()
+    except (AlgorithmError, DialectError) as error:
+        message = str(error)
+        if message.startswith(f"{raw.name}:"):
+            raise
+        raise type(error)(f"{raw.name}: {message}") from error
+
+
+class _Reading:
+    """One pass over a file: collects what the adapter is made of."""
+
+    def __init__(self, raw: RawCheckpoint, name: str, alpha: float | None) -> None:
+        self.raw, self.name, self.alpha = raw, name, alpha
+        self.tensors: dict[str, Tensor] = dict(raw.tensors.items())
+        self.ignored: dict[str, str] = {}
+        self.unmatched: list[str] = []
+        self.targets: dict[TargetKey, Delta] = {}
+        self.keys: dict[TargetKey, tuple[str, ...]] = {}
+        self.foreign: dict[Foreign, Delta] = {}
+        self.foreign_keys: dict[Foreign, tuple[str, ...]] = {}
+
+    def adapter(self) -> Adapter:
+        self.set_aside()
+        groups, dialects, evidence = self.grouped()
+        embeddings, taken = take_embeddings(self.rest, self.name, whole=not groups)
+        self.unmatched += [key for key in self.rest if key not in taken and not self.left_over(key)]
+        if not groups and not embeddings:
+            self.refuse_unknown()
+        modules = [Module(group.slot, group.name, group.tensors) for group in groups]
+        told = base_model(self.raw.metadata, self.raw.config)
+        families = choose(modules, told.lower() if told else None)
+        self.place(groups, modules, families[0] if families else None)
+        deltas = (*self.targets.values(), *self.foreign.values())
+        return Adapter(
+            name=self.name,
+            dialect=dialects[0].name if dialects else "embedding",
+            targets=self.targets, keys=self.keys, foreign=self.foreign, foreign_keys=self.foreign_keys,
+            embeddings=embeddings, unmatched=tuple(self.unmatched), ignored=self.ignored,
+            candidates=tuple(family.name for family in families),
+            metadata=read_metadata(self.raw.metadata, deltas, self.raw.config),
+            path=self.raw.path, evidence=evidence,
+        )  # fmt: skip
+
+    def set_aside(self) -> None:
+        """Sort out the keys that have no effect, and say why."""
+        for key in self.tensors:
+            why = _IGNORED.get(key.rpartition(".")[2]) or ("of the optimizer" if key.startswith(_OPTIMIZER) else None)
+            if why is not None:
+                self.ignored[key] = why
+
+    def grouped(self) -> tuple[list[_Group], list[Dialect], str]:
+        """The modules of the file. A file merged from several dialects is read in all of them, one after the other."""
+        groups: dict[tuple[str | None, str], _Group] = {}
+        dialects: list[Dialect] = []
+        evidence: list[str] = []
+        rest = [key for key in self.tensors if key not in self.ignored]
+        while rest and (found := recognise(rest)) is not None:
+            dialect, recognition = found
+            left = [key for key in rest if not self.collect(key, dialect, groups)]
+            if len(left) == len(rest):
+                break
+            rest = left
+            dialects.append(dialect)
+            evidence.append(f"{dialect.name}: {recognition.evidence}")
+        self.rest = {key: self.tensors[key] for key in rest}
+        return list(groups.values()), dialects, "; ".join(evidence)
+
+    def collect(self, key: str, dialect: Dialect, groups: dict[tuple[str | None, str], _Group]) -> bool:
+        """Put the key's tensor into its module's group; False where the dialect does not know the key."""
+        parts_of_key = dialect.split(key)
+        if parts_of_key is None:
+            return False
+        slot, module, role, flat = parts_of_key
+        group = groups.get((slot, module))
+        if group is None:
+            group = groups[slot, module] = _Group(slot, module, flat, dialect)
+        if role in group.tensors:
+            raise DialectError(
+                f"{key!r} and {group.keys[role]!r} are the same tensor of one module. Expected one: "
+                "the file holds several adapters; save them apart."
+            )
+        group.tensors[role] = self.tensors[key]
+        group.keys[role] = key
+        return True
+
+    def place(self, groups: list[_Group], modules: list[Module], family: Family | None) -> None:
+        """Make each group's delta and put it where it acts."""
+        roles = frozenset(role for group in groups for role in group.tensors)
+        facts = Facts(roles, self.raw.metadata, self.raw.config, self.alpha)
+        contexts: dict[Dialect, ContextOf] = {}
+        for group, module in zip(groups, modules, strict=True):
+            if "on_input" not in group.tensors and not group.tensors.keys() - _ATTRIBUTES:
+                # A bare weight or bias of a module: nothing says what it is meant to do.
+                self.unmatched += group.keys.values()
+                continue
+            context_of = contexts.get(group.dialect)
+            if context_of is None:
+                context_of = contexts[group.dialect] = group.dialect.contexts(facts)
+            self.route(group, module, family, context_of)
+
+    def route(self, group: _Group, module: Module, family: Family | None, context_of: ContextOf) -> None:
+        """Find the targets of one group and give them its delta, or its rows."""
+        place = component_of(family, module) if family else None
+        route = place[1].resolve(group.name) if place else None
+        tensors = exchanged(group.tensors, group.name) if route and route.exchange else group.tensors
+        delta = parse_group(TensorGroup(group.name, tensors, group.keys), context_of(group.slot, group.name))
+        keys = tuple(group.keys.values())
+        if place is None or route is None:
+            foreign = Foreign(_component(group.slot, family), group.name, group.flat)
+            self.foreign[foreign], self.foreign_keys[foreign] = delta, keys
+            return
+        for target, part in parts(route, place[0], delta, tensors, group.name):
+            if target in self.targets:
+                raise DialectError(
+                    f"{self.keys[target][0]!r} and {keys[0]!r} both name {target.component} {target.module}. "
+                    "Expected one: two adapters were put into one file; save them apart."
+                )
+            self.targets[target], self.keys[target] = part, keys
+
+    def left_over(self, key: str) -> bool:
+        """Note a key that belongs to a textual-inversion file and has no effect."""
+        if is_left_over(key):
+            self.ignored[key] = "a textual-inversion file's note"
+        return key in self.ignored
+
+    def refuse_unknown(self) -> None:
+        """Raise the error for a file that holds nothing known."""
+        shown = ", ".join(repr(key) for key in list(self.tensors)[:_SHOWN])
+        if len(self.ignored) == len(self.tensors):
+            raise NotAnAdapterError(f"{self.raw.name}: holds only keys without effect ({shown}); expected an adapter.")
+        raise DialectError(
+            f"{self.raw.name}: no dialect knows the names of its {len(self.tensors)} keys: {shown}"
+            f"{', ...' if len(self.tensors) > _SHOWN else ''}. Expected names as 'lora_unet_....lora_down.weight', "
+            "'unet....lora_A.weight' or 'base_model.model....'; if it is an adapter, please report these keys."
+        )
+
+
+_ATTRIBUTES = frozenset({"weight", "bias"})
+
+
+def _component(slot: str | None, family: Family | None) -> str | None:
+    """The component of a module that no table knows: the family's, or the slot where it is a component's own name."""
+    if family is not None and slot is not None and slot in family.slots:
+        return family.slots[slot]
+    return slot if slot in _COMPONENTS else None
+
+
+_COMPONENTS = frozenset(
+    {"unet", "transformer", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3"}
+)
+
+
+def _short_name(raw: RawCheckpoint) -> str:
+    """A name for the adapter: the file's without its ending, the repository's without its owner."""
+    if raw.path is None or "/" in raw.name:
+        return raw.name.rpartition("/")[2].replace(" ", "_")
+    return raw.path.stem
