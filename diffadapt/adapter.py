@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -92,6 +92,9 @@ class Adapter:
     @property
     def components(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(key.component for key in self.targets))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
+        return self  # frozen: copies of a pipeline share it
 
     def save(self, path: str | os.PathLike[str], *, dialect: str | None = None) -> Path:
         """Write the adapter as a `.safetensors` file in a dialect (default: the one it came in).

@@ -6,6 +6,7 @@ the one place that multiplies by a strength is the injector. Truth is what the t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -166,6 +167,11 @@ class Delta(ABC):
         The linear rule needs no such delta. Raises AlgorithmError for a rule that this algorithm does not know.
         """
         raise AlgorithmError(f"{self.algorithm} knows no strength rule '{rule}'; use the default, 'linear'.")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies of a pipeline share its frozen deltas; only tensors that are being trained are copied."""
+        learning = any(t.requires_grad for t in self.tensors().values())
+        return self.map_tensors(lambda t: copy.deepcopy(t, memo)) if learning else self
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same delta with every tensor replaced by `change(tensor)` (a move, a cast, a trainable copy)."""

@@ -1,0 +1,55 @@
+"""diffadapt: any community adapter onto any Diffusers pipeline, live or merged, and back to the very bits.
+
+import diffadapt
+
+pipe = diffadapt.enable(pipe)
+report = pipe.load_adapter("pixel-art.safetensors", adapter_name="pixel", weight=0.8)
+"""
+
+from __future__ import annotations
+
+from diffadapt.adapter import Adapter, Embedding, Metadata, TargetKey
+from diffadapt.errors import (
+    AlgorithmError,
+    DialectError,
+    DiffAdaptError,
+    MergeError,
+    NonFiniteError,
+    NotAnAdapterError,
+    SourceError,
+    StackError,
+    TargetError,
+    UnsafeFileError,
+)
+from diffadapt.inject.placement import UnmatchedKeysWarning
+from diffadapt.inject.stack import PipelineAdapters
+from diffadapt.pipeline import enable, load_adapter
+from diffadapt.reading import read_adapter
+from diffadapt.report import LayerMerge, LoadReport, MergeReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "AlgorithmError",
+    "DialectError",
+    "DiffAdaptError",
+    "Embedding",
+    "LayerMerge",
+    "LoadReport",
+    "MergeError",
+    "MergeReport",
+    "Metadata",
+    "NonFiniteError",
+    "NotAnAdapterError",
+    "PipelineAdapters",
+    "SourceError",
+    "StackError",
+    "TargetError",
+    "TargetKey",
+    "UnmatchedKeysWarning",
+    "UnsafeFileError",
+    "enable",
+    "load_adapter",
+    "read_adapter",
+]

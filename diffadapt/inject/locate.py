@@ -1,0 +1,106 @@
+"""Finding the module that a target names, in models that others have wrapped, renamed or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import MergeError
+
+CLIP_LEVEL = "text_model."
+"""transformers < 5.6 and CLIPTextModelWithProjection have this level, newer CLIPTextModel does not."""
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module itself, under torch.compile's and PEFT's wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None) or getattr(module, "base_layer", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+class Component:
+    """One model of a pipeline and its modules by path."""
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        self.name, self.model = name, unwrap(model)
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by its path, without the levels that PEFT adds."""
+        found: dict[str, nn.Module] = {}
+        for path, module in self.model.named_modules():
+            plain = path.removeprefix("base_model.model.").replace(".base_layer", "")
+            if ".lora_" not in plain:
+                found[plain] = unwrap(module)
+        return found
+
+    @cached_property
+    def flattened(self) -> dict[str, str]:
+        """Flattened name -> path, for files whose modules no family table knows."""
+        return {path.replace(".", "_"): path for path in self.modules}
+
+    def resolve(self, path: str) -> str | None:
+        """The path under which this model has a target, or None."""
+        if path in self.modules:
+            return path
+        other = path.removeprefix(CLIP_LEVEL) if path.startswith(CLIP_LEVEL) else CLIP_LEVEL + path
+        return other if other in self.modules else None
+
+    def resolve_foreign(self, name: str, flat: bool) -> str | None:
+        """The path of a module that only this model's own names can tell apart."""
+        if not flat:
+            return self.resolve(name)
+        return self.flattened.get(name) or self.flattened.get("text_model_" + name)
+
+
+def component_name(model: nn.Module) -> str:
+    """The component a bare model would be in a pipeline, by its class."""
+    name = type(unwrap(model)).__name__
+    for word, component in (("ControlNet", "controlnet"), ("UNet", "unet"), ("Transformer", "transformer")):
+        if word in name:
+            return component
+    return "text_encoder" if "Text" in name or "Encoder" in name or "CLIP" in name else "model"
+
+
+def components(owner: Any) -> dict[str, Component]:
+    """The models of a pipeline (or the bare model) by component name; nothing is imported to tell them apart."""
+    if isinstance(owner, nn.Module):
+        name = component_name(owner)
+        return {name: Component(name, owner)}
+    parts: Mapping[str, Any] = owner.components
+    found = {name: Component(name, part) for name, part in parts.items() if isinstance(part, nn.Module)}
+    return {name: c for name, c in found.items() if name not in ("safety_checker", "vae", "image_encoder")}
+
+
+def layers(component: Component) -> Iterator[tuple[str, nn.Module, Layer]]:
+    """Every module of a component that an adapter could act on."""
+    for path, module in component.modules.items():
+        if (layer := Layer.of(module)) is not None:
+            yield path, module, layer
+
+
+def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
+    """A module's real weight in a floating dtype, also while accelerate keeps it elsewhere.
+
+    Raises MergeError for weights that are packed by a quantiser or nowhere to be found.
+    """
+    value = getattr(module, name)
+    if value.device.type == "meta":
+        hook = getattr(module, "_hf_hook", None)
+        stored = getattr(hook, "weights_map", None)
+        if stored is None:
+            raise MergeError(f"The {name} of {type(module).__name__} is on the meta device and no offload hook has it.")
+        value = stored[name]
+    if not value.is_floating_point() or getattr(value, "quant_state", None) is not None:
+        raise MergeError(
+            f"The {name} of {type(module).__name__} is quantised ({value.dtype}); an adapter that needs the base "
+            "weight cannot act on it. Load the model unquantised, or use a plain LoRA."
+        )
+    detached: Tensor = value.detach()
+    return detached

@@ -1,0 +1,204 @@
+"""Merging one module: the weight in place, float32 accumulation, one rounding, and an exact way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffadapt.algorithms.base import Delta
+from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import MergeError
+from diffadapt.inject.locate import weight_of
+from diffadapt.inject.memory import CodeMemory, CopyMemory, FileMemory, Memory, checksum
+from diffadapt.inject.terms import Terms, gather_terms
+from diffadapt.report import LayerMerge
+
+Remember = Literal["copy", "code", "file"]
+SAMPLE_ROWS = 32
+"""Rows on which survival is measured: enough for two digits, a hundredth of a merge's work."""
+
+MixKey = tuple[tuple[int, float], ...]
+"""(identity of the delta, strength) of everything merged into a module: the same key again is no work."""
+
+
+def mix_key(deltas: Sequence[tuple[float, Delta]]) -> MixKey:
+    return tuple((id(delta), strength) for strength, delta in deltas)
+
+
+@dataclass
+class MergedWeight:
+    """A parameter that a merge changed: how to get its base back, and how the merge left it."""
+
+    memory: Memory
+    sum: int
+    dtype: torch.dtype
+
+    def check(self, parameter: Tensor) -> str | None:
+        """Why the base's bits cannot be restored into the parameter, or None."""
+        if parameter.dtype != self.dtype:
+            if isinstance(self.memory, CodeMemory):
+                return f"the weight was cast from {self.dtype} to {parameter.dtype}, and its code reads only the former"
+            return None
+        if checksum(parameter) != self.sum:
+            return "somebody else changed the weight since the merge"
+        return None
+
+    def restore(self, parameter: Tensor) -> None:
+        parameter.copy_(self.memory.base(parameter))
+
+
+@dataclass
+class MergedModule:
+    """One module's merge."""
+
+    module: nn.Module
+    layer: Layer
+    terms: list[tuple[float, Delta]]
+    weight: MergedWeight | None
+    bias: MergedWeight | None
+    result: LayerMerge
+
+    @property
+    def key(self) -> MixKey:
+        return mix_key(self.terms)
+
+    def base_weight(self) -> Tensor | None:
+        if self.weight is None:
+            return None
+        parameter = weight_of(self.module)
+        return self.weight.memory.base(parameter).to(parameter.device)
+
+    def check(self) -> str | None:
+        for name, merged in (("weight", self.weight), ("bias", self.bias)):
+            if merged is not None and (reason := merged.check(getattr(self.module, name))):
+                return reason
+        return None
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The base's bits, back into the parameters. Call `check` first."""
+        for name, merged in (("weight", self.weight), ("bias", self.bias)):
+            if merged is not None:
+                merged.restore(getattr(self.module, name).data)
+
+    @property
+    def kept(self) -> list[Memory]:
+        return [m.memory for m in (self.weight, self.bias) if m is not None]
+
+
+def refuse_unmergeable(path: str, module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> None:
+    """Raise MergeError, before anything is changed, for a module or a delta that cannot be merged."""
+    for _, delta in deltas:
+        if delta.live_only:
+            raise MergeError(f"{path}: {delta.algorithm} cannot be merged: {delta.live_only}. Keep it live.")
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.device.type == "meta":
+        raise MergeError(
+            f"{path}: the weight is offloaded (on the meta device). Merge before enabling offload, or stay live."
+        )
+    if not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None:
+        raise MergeError(
+            f"{path}: the weight is quantised ({weight.dtype}) and cannot be merged in place. Keep it live."
+        )
+
+
+def measure(terms: Terms, weight: Tensor) -> LayerMerge:
+    """How much of the change survives the rounding of the weight's dtype, on evenly spaced rows."""
+    if weight.dtype in (torch.float32, torch.float64) or not terms.rows:
+        return LayerMerge(1.0, 0.0)
+    count = min(SAMPLE_ROWS, terms.rows)
+    rows = torch.arange(count, device=weight.device) * terms.rows // count
+    intended = terms.sample(rows)
+    base = weight.reshape(terms.rows, -1)[rows].float()
+    realised = (base + intended).to(weight.dtype).float().sub_(base)
+    size = float(intended.square().sum())
+    if size == 0.0:
+        return LayerMerge(1.0, 0.0)
+    gain = float((realised * intended).sum()) / size
+    return LayerMerge(gain, (float((realised - intended).square().sum()) / size) ** 0.5)
+
+
+@torch.no_grad()
+def merge_module(
+    module: nn.Module,
+    layer: Layer,
+    deltas: Sequence[tuple[float, Delta]],
+    remember: Remember,
+    stored: Callable[[str], Tensor | None],
+    max_loss: float | None = None,
+) -> MergedModule | LayerMerge:
+    """Merge deltas into a module that holds its base bits.
+
+    stored: gives a parameter as the base's file holds it (for "file"), or None. max_loss: leave the module as it was,
+    and return only the measurement, where the relative loss by rounding is larger.
+    """
+    weight = module.weight.data
+    assert isinstance(weight, Tensor)
+    with torch.inference_mode(False):
+        terms = gather_terms(deltas, layer, weight)
+        result = measure(terms, weight)
+        if max_loss is not None and result.loss > max_loss:
+            return LayerMerge(result.survived, result.loss, live=True)
+        merged = _merge_weight(weight, terms, remember, lambda: stored("weight"))
+        bias = _merge_bias(module, deltas)
+    return MergedModule(module, layer, list(deltas), merged, bias, result)
+
+
+def _merge_weight(
+    weight: Tensor, terms: Terms, remember: Remember, stored: Callable[[], Tensor | None]
+) -> MergedWeight | None:
+    if terms.left is None and terms.dense is None:
+        return None
+    if not weight.is_contiguous():
+        raise MergeError(f"The weight of shape {tuple(weight.shape)} is not contiguous and cannot be merged in place.")
+    flat = weight.view(terms.rows, terms.columns)
+    memory: Memory | None = None
+    if remember == "file":
+        mapped = stored()
+        if mapped is not None and _same_bits(mapped, weight):
+            memory = FileMemory(mapped)
+    if remember == "code":
+        memory = CodeMemory.merge(flat, terms)
+    if not isinstance(memory, CodeMemory):
+        memory = memory or CopyMemory(weight)
+        add_in_place(flat, terms)
+    return MergedWeight(memory, checksum(weight), weight.dtype)
+
+
+def _same_bits(mapped: Tensor, weight: Tensor) -> bool:
+    if mapped.numel() != weight.numel() or not mapped.is_floating_point():
+        return False
+    cast = mapped.to(weight.device, weight.dtype).reshape(weight.shape)
+    return bool(torch.equal(cast.view(torch.uint8), weight.view(torch.uint8)))
+
+
+def add_in_place(flat: Tensor, terms: Terms) -> None:
+    """weight += sum, row block by row block; flat: (rows, columns), any floating dtype."""
+    if flat.dtype == torch.float32:
+        for start, stop in terms.blocks():
+            terms.add_to(flat[start:stop], start, stop)
+        return
+    scratch = terms.buffer(flat.device)
+    for start, stop in terms.blocks():
+        block, rows = scratch[: stop - start], flat[start:stop]
+        rows.copy_(terms.add_to(block.copy_(rows), start, stop))
+
+
+def _merge_bias(module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> MergedWeight | None:
+    bias = getattr(module, "bias", None)
+    base = bias.data if isinstance(bias, Tensor) else None
+    changes = [(m, c) for m, delta in deltas if (c := delta.bias_delta(base)) is not None]
+    if not changes:
+        return None
+    if base is None:
+        raise MergeError(f"{type(module).__name__} has no bias to merge a bias change into; keep this adapter live.")
+    total = base.float()
+    for strength, change in changes:
+        total = total + strength * change.to(total.device)
+    memory = CopyMemory(base)
+    base.copy_(total)
+    return MergedWeight(memory, checksum(base), base.dtype)

@@ -1,0 +1,153 @@
+"""The merged modules of a pipeline: brought to a mix, or restored, all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from diffadapt.adapter import TargetKey
+from diffadapt.algorithms.base import Delta
+from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import MergeError
+from diffadapt.inject.base_files import BaseFiles
+from diffadapt.inject.merge import MergedModule, Remember, merge_module, mix_key, refuse_unmergeable
+from diffadapt.report import LayerMerge, MergeReport
+
+Mode = Literal["weights", "auto"]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How a stack is merged, kept so that a change of strength merges again in the same way.
+
+    names: the adapters to merge, None for all. base: the base model's folder, for `remember="file"`.
+    """
+
+    names: tuple[str, ...] | None = None
+    mode: Mode = "weights"
+    remember: Remember = "copy"
+    max_loss: float = 0.25
+    base: Path | None = None
+
+    def takes(self, name: str) -> bool:
+        return self.names is None or name in self.names
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a module's weight is to hold: (strength, delta) pairs, in stack order."""
+
+    module: nn.Module
+    layer: Layer
+    deltas: list[tuple[float, Delta]]
+
+
+class MergedWeights:
+    """Every module whose weight holds adapters now, and what is remembered of its base."""
+
+    def __init__(self) -> None:
+        self.modules: dict[TargetKey, MergedModule] = {}
+
+    def __contains__(self, key: TargetKey) -> bool:
+        return key in self.modules
+
+    def base_weight(self, key: TargetKey) -> Tensor | None:
+        """The weight of a module before its merge, or None where it is not merged."""
+        merged = self.modules.get(key)
+        return None if merged is None else merged.base_weight()
+
+    def bring(self, mix: Mapping[TargetKey, Wanted], options: MergeOptions, owner: Any) -> MergeReport:
+        """Bring every module's weight to `mix`; modules that are not in it get their base back.
+
+        Raises MergeError, with every module as it was before, where one cannot be merged (mode "weights") or where
+        somebody else changed a weight that has to be restored.
+        """
+        live, wanted = self._mergeable(mix, options)
+        stale = {k: m for k, m in self.modules.items() if k not in wanted or m.key != mix_key(wanted[k].deltas)}
+        self.check(stale)
+        files = BaseFiles(owner, options.base) if options.remember == "file" else None
+        limit = options.max_loss if options.mode == "auto" else None
+        results: dict[TargetKey, LayerMerge] = {}
+        undone: dict[TargetKey, MergedModule] = {}
+        done: list[TargetKey] = []
+        try:
+            for key, merged in stale.items():
+                merged.restore()
+                undone[key] = self.modules.pop(key)
+            unchanged = len(self.modules)
+            results.update((key, merged.result) for key, merged in self.modules.items())
+            for key, want in wanted.items():
+                if key in self.modules:
+                    continue
+                outcome = merge_module(
+                    want.module, want.layer, want.deltas, options.remember, _stored(files, key), limit
+                )
+                if isinstance(outcome, LayerMerge):
+                    live[key] = f"{outcome.loss:.0%} of the change would be lost to the rounding of the weight's dtype"
+                    continue
+                self.modules[key], results[key] = outcome, outcome.result
+                done.append(key)
+        except BaseException:
+            self._roll_back(done, undone, options)
+            raise
+        return MergeReport(results, live, unchanged, self.remembered())
+
+    @staticmethod
+    def _mergeable(
+        mix: Mapping[TargetKey, Wanted], options: MergeOptions
+    ) -> tuple[dict[TargetKey, str], dict[TargetKey, Wanted]]:
+        """Why some modules stay live (mode "auto" only), and what is wanted of the others."""
+        live: dict[TargetKey, str] = {}
+        wanted = dict(mix)
+        for key, want in mix.items():
+            try:
+                refuse_unmergeable(".".join(key), want.module, want.deltas)
+            except MergeError as error:
+                if options.mode != "auto":
+                    raise
+                live[key] = str(error)
+                del wanted[key]
+        return live, wanted
+
+    def _roll_back(
+        self, done: Sequence[TargetKey], undone: Mapping[TargetKey, MergedModule], options: MergeOptions
+    ) -> None:
+        for key in done:
+            self.modules.pop(key).restore()
+        for key, merged in undone.items():
+            # The same terms on the same base give the same bits again.
+            again = merge_module(merged.module, merged.layer, merged.terms, options.remember, _stored(None, key))
+            if isinstance(again, MergedModule):
+                self.modules[key] = again
+
+    def check(self, merged: Mapping[TargetKey, MergedModule] | None = None) -> None:
+        """Raise MergeError where the base's bits cannot be put back without overwriting somebody else's change."""
+        reasons = {k: why for k, m in (self.modules if merged is None else merged).items() if (why := m.check())}
+        if reasons:
+            key, reason = next(iter(reasons.items()))
+            more = f" ({len(reasons)} modules in all)" if len(reasons) > 1 else ""
+            raise MergeError(
+                f"{'.'.join(key)}: {reason}{more}. Nothing was changed. `unmerge(force=True)` puts the base back and "
+                "drops the other change."
+            )
+
+    def restore(self) -> None:
+        """Put the base's very bits back everywhere."""
+        for key in list(self.modules):
+            self.modules.pop(key).restore()
+
+    def remembered(self) -> dict[str, int]:
+        """Bytes kept for the way back, by kind."""
+        kept: dict[str, int] = {}
+        for merged in self.modules.values():
+            for memory in merged.kept:
+                kept[memory.kind] = kept.get(memory.kind, 0) + memory.nbytes
+        return kept
+
+
+def _stored(files: BaseFiles | None, key: TargetKey) -> Callable[[str], Tensor | None]:
+    return (lambda name: files.parameter(key, name)) if files is not None else (lambda name: None)

@@ -1,0 +1,126 @@
+"""Strength per module: a number, or a mapping by component, block and module pattern.
+
+    0.8
+    {"unet": 0.7, "text_encoder": 0.3}
+    {"unet": {"down": 0.2, "mid": 0.6, "up": {"block_0": 1.0, "block_1": [0.3, 0.4, 0.5]}}}
+    {"unet": {"up.1.attn2": 0.5, "to_out.0": 0.0, "default": 1.0}}
+
+A key names consecutive, whole path segments: "to_q" never matches "add_to_q", "1" never matches "10". `down`, `mid` and
+`up` are Diffusers' `down_blocks`, `mid_block`, `up_blocks`; `block_1` is the segment `1`; a list numbers its items.
+Nested keys follow one another in the path. The rule with the most segments wins, the later one among equals. What no
+rule names has strength 1 (as in Diffusers), or that of the key "default".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from diffadapt.errors import StackError
+
+Strength: TypeAlias = "float | int | Mapping[str, Strength] | Sequence[Strength]"
+
+_ALIASES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+_NUMBERED = re.compile(r"block_(\d+)")
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """groups: runs of whole path segments that follow one another (gaps allowed between runs, not inside)."""
+
+    component: str | None
+    groups: tuple[tuple[str, ...], ...]
+    strength: float
+    text: str
+
+    @property
+    def weight(self) -> int:
+        return sum(map(len, self.groups)) + (self.component is not None)
+
+    def matches(self, component: str, segments: Sequence[str]) -> bool:
+        if self.component is not None and component != self.component:
+            return False
+        at = 0
+        for group in self.groups:
+            size = len(group)
+            starts = (i for i in range(at, len(segments) - size + 1) if _same(group, segments[i : i + size]))
+            found = next(starts, None)
+            if found is None:
+                return False
+            at = found + size
+        return True
+
+
+def _same(group: Sequence[str], segments: Sequence[str]) -> bool:
+    return all(g in ("*", s) for g, s in zip(group, segments, strict=True))
+
+
+def _segments(key: str) -> tuple[str, ...]:
+    parts = []
+    for part in key.split("."):
+        numbered = _NUMBERED.fullmatch(part)
+        parts.append(numbered.group(1) if numbered else part)
+    parts[0] = _ALIASES.get(parts[0], parts[0])
+    return tuple(parts)
+
+
+def rules(strength: Strength, components: Sequence[str]) -> list[Rule]:
+    """The rules that a strength means. Raises StackError for values that are neither numbers, mappings nor lists."""
+    found: list[Rule] = []
+
+    def walk(value: Strength, component: str | None, groups: tuple[tuple[str, ...], ...], text: str) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float, Mapping, list, tuple)):
+            raise StackError(f"The strength of {text or 'the adapter'} is {value!r}; expected a number or a mapping.")
+        if isinstance(value, (int, float)):
+            if value != value or value in (float("inf"), float("-inf")):
+                raise StackError(f"The strength of {text or 'the adapter'} is {value}; expected a finite number.")
+            found.append(Rule(component, groups, float(value), text))
+            return
+        items = value.items() if isinstance(value, Mapping) else ((str(i), v) for i, v in enumerate(value))
+        for key, inner in items:
+            where = f"{text}.{key}" if text else str(key)
+            if key == DEFAULT:
+                walk(inner, component, groups, where)
+            elif component is None and not groups and key in components:
+                walk(inner, key, groups, where)
+            else:
+                # A list under a block numbers its attentions, as in Diffusers: up.block_0: [a, b, c].
+                group = ("attentions", key) if not isinstance(value, Mapping) and groups else _segments(str(key))
+                walk(inner, component, (*groups, group), where)
+
+    walk(strength, None, (), "")
+    return sorted(found, key=lambda rule: rule.weight)
+
+
+def multipliers(
+    strength: Strength,
+    targets: Sequence[tuple[str, str]],
+    known: Mapping[str, Sequence[str]],
+) -> list[float]:
+    """The strength of each (component, module path) target.
+
+    known: component -> the module paths it has, to tell a misspelt block from one this adapter leaves alone.
+    Raises StackError for a rule that names nothing in any component.
+    """
+    if isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength == strength:
+        return [float(strength)] * len(targets)
+    ordered = rules(strength, tuple(known))
+    split = [(component, path.split(".")) for component, path in targets]
+    values = [1.0] * len(targets)
+    for rule in ordered:
+        hits = [i for i, (component, segments) in enumerate(split) if rule.matches(component, segments)]
+        for i in hits:
+            values[i] = rule.strength
+        if not hits and rule.groups and not _exists(rule, known):
+            raise StackError(
+                f"'{rule.text}' names no module of the pipeline. Components: {', '.join(known)}; blocks are named like "
+                "'down', 'mid', 'up.1', 'attn2.to_k' (whole path segments)."
+            )
+    return values
+
+
+def _exists(rule: Rule, known: Mapping[str, Sequence[str]]) -> bool:
+    return any(rule.matches(component, path.split(".")) for component, paths in known.items() for path in paths)

@@ -1,0 +1,236 @@
+"""A slot: everything live on one module, run from a forward pre-hook and a forward hook.
+
+Hooks leave the module what it is: its class, parameters, buffers and state dict are untouched, and whatever else hooks
+it (offloading, layerwise casting, PEFT) keeps working. Adapter tensors follow the activations: they live on the device
+and in the dtype the module computes in, and are moved once, not per call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffadapt.algorithms.base import Delta
+from diffadapt.algorithms.forms import BiasChange, Branch, Dense, Form, LowRank, TwoSided
+from diffadapt.algorithms.layer import Layer
+from diffadapt.inject.pack import Pack, Part, build_pack, channel_forms, low_rank_change
+
+_SLOTS: WeakValueDictionary[int, Slot] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def _ready(number: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Build a slot's pack while a compiler traces it: the trace then reads a finished pack, and never builds one."""
+    _SLOTS[number].ensure(device, dtype)
+    return True
+
+
+@dataclass(eq=False)
+class Entry:
+    """One adapter's delta on a slot. multiplier: the strength in force, 0 when inactive or merged."""
+
+    owner: str
+    delta: Delta
+    multiplier: float = 1.0
+    trainable: bool = False
+
+
+class Slot:
+    """All live deltas of one module."""
+
+    def __init__(self, module: nn.Module, layer: Layer, base_weight: Callable[[], Tensor]) -> None:
+        """base_weight: gives the module's weight without any merged adapter, wherever it is kept now."""
+        self.number = next(_numbers)
+        self.module, self.layer, self.base_weight = module, layer, base_weight
+        self.entries: list[Entry] = []
+        self.pack: Pack | None = None
+        self.on_merged = False
+        self._plain: Tensor | None = None
+        self._plains: dict[int, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        _SLOTS[self.number] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        copy = Slot.__new__(Slot)
+        memo[id(self)] = copy
+        for name, value in self.__dict__.items():
+            copy.__dict__[name] = {} if name == "_plains" else deepcopy(value, memo)
+        copy.number = next(_numbers)
+        _SLOTS[copy.number] = copy
+        return copy
+
+    # -- structure ---------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Hook the module, once."""
+        if not self._handles:
+            self._handles = [
+                self.module.register_forward_pre_hook(self.before),
+                self.module.register_forward_hook(self.after),
+            ]
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.pack = None
+
+    def invalidate(self) -> None:
+        """Forget the pack: it is built again when next needed."""
+        self.pack = None
+
+    def rest_on(self, *, merged: bool) -> None:
+        """Whether the module's weight holds merged adapters beside the ones that are live here."""
+        on_merged = merged and not self.idle
+        if on_merged != self.on_merged:
+            self.on_merged = on_merged
+            self.invalidate()
+
+    @property
+    def idle(self) -> bool:
+        return all(entry.multiplier == 0.0 for entry in self.entries)
+
+    def base_bias(self) -> Tensor | None:
+        bias = getattr(self.module, "bias", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
+
+    def _forms(self, entry: Entry) -> tuple[Form, ...]:
+        forms = entry.delta.forms(self.layer, self.base_weight, self.base_bias)
+        if not self.on_merged or all(isinstance(f, (LowRank, Branch, BiasChange)) for f in forms):
+            return forms
+        # The module's own product holds other adapters, merged: a map of it would act on them too.
+        change = entry.delta.bias_delta(self.base_bias())
+        dense = Dense(entry.delta.weight_delta(self.base_weight()))
+        return (dense,) if change is None else (dense, BiasChange(change))
+
+    def ensure(self, device: torch.device, dtype: torch.dtype) -> Pack:
+        """The pack for a device and dtype, built or moved where it is not there yet."""
+        if self.pack is not None and self.pack.fits(device, dtype):
+            return self.pack
+        # Not inference tensors: a later training forward must be able to save them for backward.
+        with torch.inference_mode(False), torch.no_grad():
+            pack = self._build(device, dtype)
+        self.pack = pack
+        return pack
+
+    def _build(self, device: torch.device, dtype: torch.dtype) -> Pack:
+        pack = build_pack([self._forms(e) for e in self.entries], self.layer, self.base_bias(), device, dtype)
+        self.write_scales(pack)
+        return pack
+
+    def write_scales(self, pack: Pack) -> None:
+        values = [self.entries[o].multiplier * f for o, f in zip(pack.owners, pack.factors, strict=True)]
+        pack.scales.copy_(torch.tensor(values, dtype=torch.float32))
+
+    # -- the hooks ---------------------------------------------------------------------------------------------
+
+    def current(self, device: torch.device, dtype: torch.dtype) -> Pack:
+        """The pack to run now."""
+        if torch.compiler.is_compiling():
+            _ready(self.number, device, dtype)
+            assert self.pack is not None  # _ready has just built it
+            return self.pack
+        if any(entry.trainable for entry in self.entries) and torch.is_grad_enabled():
+            return self._build(device, dtype)  # gradients flow through the forms, so they are made anew
+        return self.ensure(device, dtype)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Input forms: the module sees x + sum m * change(x)."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._plains:
+            self._plains.pop(threading.get_ident(), None)  # left behind by a forward that raised
+        if (not compiling and self.idle) or not args or not args[0].is_floating_point():
+            return None
+        x = args[0]
+        pack = self.current(x.device, x.dtype)
+        if not pack.inputs or pack.outputs or pack.two_sided:
+            return None
+        if compiling:
+            self._plain = x
+        else:
+            self._plains[threading.get_ident()] = x
+        return (self._add_changes(x, x, pack.inputs, pack), *args[1:])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Everything else, added to the module's output."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self.idle:
+            return None
+        x, folded = args[0], False
+        if compiling:
+            plain, self._plain = self._plain, None
+        else:
+            plain = self._plains.pop(threading.get_ident(), None)
+        if plain is not None:
+            x, folded = plain, True
+        return self.effect(x, output, module.forward, folded)
+
+    def effect(self, x: Tensor, output: Tensor, forward: Callable[[Tensor], Tensor], folded: bool = False) -> Tensor:
+        """The output with all deltas. `folded`: the input forms already acted on what the module saw."""
+        if x.device != output.device:  # an offload hook moved the input inside the module's own forward
+            x = x.to(output.device)
+        dtype = x.dtype if x.is_floating_point() else output.dtype
+        pack, layer = self.current(x.device, dtype), self.layer
+        y = output
+        if pack.inputs and not folded:
+            moved = self._add_changes(torch.zeros_like(x), x, pack.inputs, pack)
+            y = y + self._product(forward, moved, pack)
+        if pack.outputs or pack.two_sided:
+            plain = output if pack.base_bias is None else output - self._as_channels(pack.base_bias, output)
+            y = self._add_changes(y, plain, pack.outputs, pack)
+            for part in pack.two_sided:
+                if (weight := self._weight(part, pack)) is not None:
+                    y = y + (self._two_sided(part, forward, x, plain, pack) * weight).to(y.dtype)
+        for part in pack.branches:
+            if (weight := self._weight(part, pack)) is not None and isinstance(part.form, Branch):
+                y = y + (part.form.change(x, layer) * weight).to(y.dtype)
+        if pack.rank:
+            y = low_rank_change(pack, layer, x, y, self._span(pack))
+        if pack.biases is not None:
+            weights = pack.scales[pack.bias_start : pack.bias_start + pack.biases.shape[0]]
+            y = y + self._as_channels((weights @ pack.biases.float()).to(y.dtype), y)
+        return y
+
+    def _weight(self, part: Part, pack: Pack) -> float | Tensor | None:
+        """A part's multiplier: a number, or an element of the scales while tracing; None where it does nothing."""
+        if torch.compiler.is_compiling():
+            return pack.scales[part.index]
+        return self.entries[part.entry].multiplier or None
+
+    def _span(self, pack: Pack) -> tuple[int, int] | None:
+        """The smallest run of rank rows that holds every active adapter; None for all (always, while tracing)."""
+        if torch.compiler.is_compiling():
+            return None
+        spans = [s for s, e in zip(pack.spans, self.entries, strict=True) if e.multiplier and s[1] > s[0]]
+        return (spans[0][0], spans[-1][1]) if spans else (0, 0)
+
+    def _add_changes(self, to: Tensor, v: Tensor, parts: tuple[Part, ...], pack: Pack) -> Tensor:
+        for form, part in channel_forms(parts):
+            if (weight := self._weight(part, pack)) is not None:
+                to = to + (form.change(v, self.layer) * weight).to(to.dtype)
+        return to
+
+    def _product(self, forward: Callable[[Tensor], Tensor], v: Tensor, pack: Pack) -> Tensor:
+        """W v, by the module's own forward (which may load an offloaded weight) less its bias."""
+        product = forward(v)
+        return product if pack.base_bias is None else product - self._as_channels(pack.base_bias, product)
+
+    def _two_sided(
+        self, part: Part, forward: Callable[[Tensor], Tensor], x: Tensor, plain: Tensor, pack: Pack
+    ) -> Tensor:
+        assert isinstance(part.form, TwoSided)
+        turned = self._product(forward, x + part.form.inputs.change(x, self.layer), pack)
+        return turned + part.form.outputs.change(turned, self.layer) - plain
+
+    def _as_channels(self, vector: Tensor, like: Tensor) -> Tensor:
+        return vector.view(-1, *(1,) * (like.ndim - 2)) if self.layer.kind == "conv" else vector

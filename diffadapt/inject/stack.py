@@ -1,0 +1,346 @@
+"""The stack of adapters on a pipeline: names, strengths, live or merged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffadapt.adapter import Adapter, TargetKey
+from diffadapt.errors import StackError
+from diffadapt.inject.fused import FusedProjections
+from diffadapt.inject.locate import Component, components, weight_of
+from diffadapt.inject.merge import Remember
+from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, Wanted
+from diffadapt.inject.placement import Loaded, Placement, place
+from diffadapt.inject.scaling import Strength, multipliers
+from diffadapt.inject.slot import Slot
+from diffadapt.report import LoadReport, MergeReport
+
+
+class PipelineAdapters:
+    """All adapters of a pipeline or model. Made by `diffadapt.enable`; found as `pipe.adapters`.
+
+    Everything here either finishes or leaves the pipeline as it was.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._loaded: dict[str, Loaded] = {}
+        self._slots: dict[TargetKey, Slot] = {}
+        self._merged = MergedWeights()
+        self._options: MergeOptions | None = None
+        self._enabled = True
+        self._fused = FusedProjections()
+
+    # -- what is there -----------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All loaded adapters, in the order of loading."""
+        return tuple(self._loaded)
+
+    @property
+    def active(self) -> dict[str, Strength]:
+        """The adapters in force and their strengths: those that are not set to 0, unless all are disabled."""
+        return {n: a.strength for n, a in self._loaded.items() if a.strength != 0.0} if self._enabled else {}
+
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
+    @property
+    def merged(self) -> bool:
+        """Whether weights of the pipeline hold adapters now."""
+        return bool(self._merged.modules)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded)
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self._get(name).adapter
+
+    def __repr__(self) -> str:
+        rows = [f"{n}: {a.strength} ({len(a.placements)} modules)" for n, a in self._loaded.items()]
+        state = "merged" if self.merged else "live" if self._enabled else "disabled"
+        return f"PipelineAdapters({state}; {'; '.join(rows) or 'empty'})"
+
+    def report(self, name: str) -> LoadReport:
+        """The report of an adapter's load."""
+        return self._get(name).report
+
+    def parameters(self, name: str | None = None) -> list[nn.Parameter]:
+        """The trainable tensors of one adapter, or of all that were loaded with `trainable=True`."""
+        chosen = [self._get(name)] if name else list(self._loaded.values())
+        return [p for loaded in chosen for p in loaded.parameters]
+
+    def _get(self, name: str) -> Loaded:
+        if name not in self._loaded:
+            raise StackError(f"No adapter is named {name!r}. Loaded: {', '.join(self._loaded) or 'none'}.")
+        return self._loaded[name]
+
+    def components(self) -> dict[str, Component]:
+        """The models adapters can act on, by component name."""
+        return components(self._owner)
+
+    # -- loading and removing ----------------------------------------------------------------------------------
+
+    def add(
+        self, adapter: Adapter, name: str, strength: Strength = 1.0, *, strict: bool = False, trainable: bool = False
+    ) -> LoadReport:
+        """Put an adapter on the stack. Used by `load_adapter`, which reads it first.
+
+        Raises StackError for a name in use, TargetError where the adapter does not fit; the pipeline is then as before.
+        """
+        if name in self._loaded:
+            raise StackError(f"An adapter named {name!r} is loaded already; remove it first or choose another name.")
+        parts = self.components()
+        loaded = place(adapter, name, parts, strict=strict, trainable=trainable, owner=self._owner)
+        values = self._resolve(loaded, strength, parts)
+        loaded.embeddings.install(self._owner)
+        self._loaded[name] = loaded
+        for placement in loaded.placements:
+            slot = self._slots.get(placement.key) or self._new_slot(placement)
+            slot.entries.append(placement.entry)
+            slot.invalidate()
+            slot.attach()
+        try:
+            self._apply({name: (strength, values)})
+        except BaseException:
+            self._drop(name)
+            raise
+        self._fused.watch(parts, self._slots)
+        return loaded.report
+
+    def _new_slot(self, placement: Placement) -> Slot:
+        key = placement.key
+        slot = Slot(placement.module, placement.layer, BaseWeight(self, key, placement.module))
+        self._slots[key] = slot
+        return slot
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off the pipeline: also out of merged weights, and its embeddings out of the tokenizers."""
+        loaded = self._get(name)
+        if self._options is not None:
+            self._apply({name: (0.0, [0.0] * len(loaded.placements))})
+        self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        loaded = self._loaded.pop(name)
+        for placement in loaded.placements:
+            slot = self._slots[placement.key]
+            slot.entries.remove(placement.entry)
+            slot.invalidate()
+            if not slot.entries:
+                slot.detach()
+                del self._slots[placement.key]
+        loaded.embeddings.uninstall(self._owner)
+
+    def clear(self) -> None:
+        """Remove every adapter."""
+        self.unmerge()
+        for name in self.names:
+            self.remove(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an adapter another name."""
+        self._get(old)
+        if new in self._loaded:
+            raise StackError(f"An adapter named {new!r} is loaded already.")
+        self._loaded = {new if n == old else n: loaded for n, loaded in self._loaded.items()}
+        self._loaded[new].rename(new)
+
+    def save(self, name: str, path: str | os.PathLike[str], *, dialect: str | None = None) -> Path:
+        """Write one adapter (a trained one with what it has learnt) to a `.safetensors` file."""
+        return self._get(name).current_adapter().save(path, dialect=dialect)
+
+    # -- strengths ---------------------------------------------------------------------------------------------
+
+    def set(
+        self, strengths: str | Sequence[str] | Mapping[str, Strength], weights: Sequence[Strength] | None = None
+    ) -> None:
+        """Activate exactly these adapters; all others get strength 0. Merged weights are merged anew.
+
+        strengths: {"pixel": 0.7, "detail": {"unet": {"down": 0.2, "mid": 0.6}}}, or names with `weights` (default 1).
+        """
+        if not isinstance(strengths, Mapping):
+            names = [strengths] if isinstance(strengths, str) else list(strengths)
+            weights = [1.0] * len(names) if weights is None else list(weights)
+            if len(weights) != len(names):
+                raise StackError(f"{len(names)} adapters and {len(weights)} weights were given.")
+            strengths = dict(zip(names, weights, strict=True))
+        for name in strengths:
+            self._get(name)
+        parts = self.components()
+        wanted = {n: strengths.get(n, 0.0) for n in self._loaded}
+        self._apply({n: (s, self._resolve(self._loaded[n], s, parts)) for n, s in wanted.items()})
+
+    def _resolve(self, loaded: Loaded, strength: Strength, parts: Mapping[str, Component]) -> list[float]:
+        if isinstance(strength, (int, float)) and not isinstance(strength, bool):
+            return multipliers(strength, loaded.keys, {})
+        return multipliers(strength, loaded.keys, {n: list(c.modules) for n, c in parts.items()})
+
+    def _apply(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
+        """Put strengths in force, live and merged; on failure put the old ones back."""
+        before = {n: (self._loaded[n].strength, self._loaded[n].values) for n in changes}
+        self._write(changes)
+        if self._options is None:
+            return
+        try:
+            self._merge()
+        except BaseException:
+            self._write(before)
+            self._merge()
+            raise
+
+    def _write(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
+        for name, (strength, values) in changes.items():
+            self._loaded[name].strength, self._loaded[name].values = strength, list(values)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Write what is in force into entries and into the scales of built packs: one copy for all of them."""
+        for name, loaded in self._loaded.items():
+            own = self._options is not None and self._options.takes(name)
+            for placement, value in zip(loaded.placements, loaded.values, strict=True):
+                hidden = not self._enabled or (own and placement.key in self._merged)
+                placement.entry.multiplier = 0.0 if hidden else value
+        packs = [(slot, slot.pack) for slot in self._slots.values() if slot.pack is not None]
+        if not packs:
+            return
+        flat = [
+            slot.entries[o].multiplier * f
+            for slot, pack in packs
+            for o, f in zip(pack.owners, pack.factors, strict=True)
+        ]
+        values = torch.tensor(flat, dtype=torch.float32)
+        sources = torch.split(values, [len(pack.owners) for _, pack in packs])
+        with torch.no_grad():
+            torch._foreach_copy_([pack.scales for _, pack in packs], list(sources))
+
+    def enable(self) -> None:
+        """Put the active adapters in force again."""
+        self._switch(True)
+
+    def disable(self) -> _Disabled:
+        """Put all adapters out of force, without forgetting their strengths. As a context manager: for a while."""
+        was = self._enabled
+        self._switch(False)
+        return _Disabled(self, was)
+
+    def _switch(self, on: bool) -> None:
+        if on == self._enabled:
+            return
+        self._enabled = on
+        self._refresh()
+        if self._options is not None:
+            self._merge()
+
+    # -- merging -----------------------------------------------------------------------------------------------
+
+    def merge(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        mode: Mode = "weights",
+        remember: Remember = "copy",
+        max_loss: float = 0.25,
+        base: str | os.PathLike[str] | None = None,
+    ) -> MergeReport:
+        """Merge the active adapters (or those named) into the weights, in place, rounding once.
+
+        mode: "auto" leaves layers live whose change would lose more than `max_loss` (relative) to the rounding of the
+        weight's dtype, or that cannot be merged, and says which. remember: what the way back is made of, "copy"
+        (fastest), "code" (about a sixth of that) or "file" (nothing; `base` is the folder of the base model, default
+        the one the pipeline was loaded from). Raises MergeError, with the weights as they were.
+        """
+        for name in names or ():
+            self._get(name)
+        options = MergeOptions(
+            None if names is None else tuple(names), mode, remember, max_loss, None if base is None else Path(base)
+        )
+        before, self._options = self._options, options
+        try:
+            return self._merge()
+        except BaseException:
+            self._options = before
+            self._refresh()
+            raise
+
+    def _merge(self) -> MergeReport:
+        """Bring the weights to the mix in force, and the live side to the rest of it."""
+        options = self._options or MergeOptions()
+        mix: dict[TargetKey, Wanted] = {}
+        for name, loaded in self._loaded.items() if self._enabled else ():
+            if not options.takes(name):
+                continue
+            for placement, value in zip(loaded.placements, loaded.values, strict=True):
+                if value != 0.0:
+                    want = mix.setdefault(placement.key, Wanted(placement.module, placement.layer, []))
+                    want.deltas.append((value, placement.entry.delta))
+        report = self._merged.bring(mix, options, self._owner)
+        self._settle()
+        return report
+
+    def _settle(self) -> None:
+        """After weights have changed: what is merged is no longer live, and the other way round."""
+        self._refresh()
+        for key, slot in self._slots.items():
+            slot.rest_on(merged=key in self._merged)
+        self._fused.resync()
+
+    def unmerge(self, *, force: bool = False) -> None:
+        """Restore the very bits of the base weights; the adapters are live again.
+
+        Raises MergeError where somebody else changed a merged weight in between; `force=True` restores all the same.
+        """
+        if not force:
+            self._merged.check()
+        self._merged.restore()
+        self._options = None
+        self._settle()
+
+    def keep_merged(self) -> None:
+        """Make the merge final: the weights stay as they are, and the merged adapters leave the stack."""
+        names = [name for name in self.names if self._options is not None and self._options.takes(name)]
+        self._merged.modules.clear()
+        self._options = None
+        for name in names:
+            self._drop(name)
+        self._settle()
+
+
+class BaseWeight:
+    """A module's weight before any merge: what a merge remembers of it, else the weight itself."""
+
+    def __init__(self, stack: PipelineAdapters, key: TargetKey, module: nn.Module) -> None:
+        self.stack, self.key, self.module = stack, key, module
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        remembered = self.stack._merged.base_weight(self.key)
+        return weight_of(self.module) if remembered is None else remembered
+
+
+class _Disabled:
+    """`with pipe.adapters.disable(): ...`"""
+
+    def __init__(self, stack: PipelineAdapters, was_enabled: bool) -> None:
+        self._stack, self._was_enabled = stack, was_enabled
+
+    def __enter__(self) -> PipelineAdapters:
+        return self._stack
+
+    def __exit__(self, *error: object) -> None:
+        if self._was_enabled:
+            self._stack.enable()
