@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,15 @@ class Context:
     config: Mapping[str, Any] = field(default_factory=dict)
     alpha: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The trainer's own options: the config's, and below them sd-scripts' `ss_network_args` (values are strings)."""
+        try:
+            arguments = json.loads(self.metadata.get("ss_network_args") or "{}")
+        except ValueError:
+            arguments = {}
+        return (arguments if isinstance(arguments, dict) else {}) | dict(self.config)
 
 
 class TensorGroup:

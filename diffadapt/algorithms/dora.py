@@ -1,9 +1,10 @@
 """DoRA, a modifier: the changed weight V = W + delta W keeps its direction and gets learnt magnitudes.
 
 W' = mu * V / (||V|| + eps), the norm over everything but one axis; the bias stays. Tensor: `dora_scale`
-(out, 1[, 1...]) or (out,) = per output row, (1, in[, 1...]) = per input column over outputs and kernel; PEFT's `lora_magnitude_vector`
-is (out,), on convolutions (1, out, 1...), on embeddings (dim,). eps: float32's epsilon in LyCORIS, 0 in PEFT,
-OneTrainer (unless its `norm_epsilon`) and ai-toolkit. LyCORIS 2.2.0 took the mean of V in place of its norm.
+(out, 1[, 1...]) or (out,) = per output row, (1, in[, 1...]) = per input column over outputs and kernel; PEFT's
+`lora_magnitude_vector` is (out,), on convolutions (1, out, 1...), on embeddings (dim,). eps: float32's epsilon in
+LyCORIS, 0 in PEFT, OneTrainer (unless its `norm_epsilon`) and ai-toolkit. LyCORIS 2.2.0 took the mean of V in place of
+its norm.
 Sources: DoRA, arXiv 2402.09353; LyCORIS `functional/general.py`; PEFT `tuners/lora/dora.py`; OneTrainer.
 """
 

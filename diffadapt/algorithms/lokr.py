@@ -4,7 +4,7 @@ out = l * k, in[/groups] = m * n. Tensors: `lokr_w1` (l, m) or `lokr_w1_a` (l, r
 (k, n[, *kernel]) or `lokr_w2_a` (k, r) and `lokr_w2_b` (r, n * kernel), or with a Tucker core `lokr_t2` (r, r, *kernel)
 `lokr_w2_a` (r, k) and `lokr_w2_b` (r, n). Any split of the sizes is read off the shapes.
 s = alpha / rank; with both factors full LyCORIS, OneTrainer, musubi and ai-toolkit train with s = 1 whatever alpha
-says, PEFT with its config's alpha / r. Sources: KronA, arXiv 2212.10650; LyCORIS; PEFT `tuners/lokr`.
+says (LyCORIS' `rs_lora`: with sqrt(rank), and saves alpha = rank^1.5), PEFT with its config's alpha / r. Sources: KronA, arXiv 2212.10650; LyCORIS; PEFT `tuners/lokr`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Kronecker(Branch):
 class LoKr(Delta):
     """A Kronecker product of two factors; shapes as in the module's docstring.
 
-    size: the rank that alpha is divided by, None where the scale is 1. left_padded: PEFT's Conv1d with a full,
+    size: the rank that alpha is divided by, None where the scale is `full_scale`. left_padded: PEFT's Conv1d with a full,
     three-dimensional w2 pads w1 on the left before the Kronecker product, which arranges the numbers differently.
     cut: the output rows that are kept, for a slice of a fused module that does not end where a row of w1 does.
     """
@@ -74,6 +74,7 @@ class LoKr(Delta):
     t2: Tensor | None
     alpha: float
     size: int | None
+    full_scale: float = 1.0
     left_padded: bool = False
     cut: tuple[int, int] | None = None
 
@@ -94,7 +95,9 @@ class LoKr(Delta):
             size = int(context.config.get("r") or 0) or None
         alpha = group.take_alpha(size or 1, context)
         padded = peft and w2 is not None and w2.ndim == 3
-        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha if size else 1.0, size, padded)
+        stabilised = size is None and str(context.options.get("rs_lora", False)).lower() in ("true", "1")
+        full_scale = abs(alpha) ** (1 / 3) if stabilised else 1.0
+        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha if size else 1.0, size, full_scale, padded)
 
     @property
     def rank(self) -> int | None:
@@ -102,7 +105,7 @@ class LoKr(Delta):
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.size if self.size else 1.0
+        return self.alpha / self.size if self.size else self.full_scale
 
     def _small(self, like: Tensor | None = None) -> Tensor:
         """w1 (l, m) in float32."""
@@ -180,9 +183,9 @@ class LoKr(Delta):
         if self.cut is not None:
             return {"diff": self.weight_delta(torch.empty(self.cut[1] - self.cut[0], self._columns))}
         w1, alpha = self.w1, self.alpha
-        if w1 is not None and self.w2 is not None and self.size:
-            # Only PEFT scales two full factors: folded in, the file means the same to every reader.
-            w1, alpha = f32(w1) * self.scale, float(self.size)
+        if w1 is not None and self.w2 is not None and self.scale != 1.0:
+            # Most readers do not scale two full factors: folded in, the file means the same to all.
+            w1, alpha = f32(w1) * self.scale, float(self.size or 1)
         named = {
             "lokr_w1": w1, "lokr_w1_a": self.w1_a, "lokr_w1_b": self.w1_b, "lokr_w2": self.w2,
             "lokr_w2_a": self.w2_a, "lokr_w2_b": self.w2_b, "lokr_t2": self.t2,

@@ -130,7 +130,11 @@ def _split_blocks(alpha: Tensor | None, up: Tensor, context: Context) -> int:
         rank, left = divmod(columns, len(sizes))
         if rest or left or not rank:
             continue
-        inside = torch.block_diag(*(torch.ones(unit * size, rank) for size in sizes)).bool()
-        if not up.flatten(1)[~inside.to(up.device)].any():
+        outside = torch.ones(rows, columns, dtype=torch.bool, device=up.device)
+        top = 0
+        for block, size in enumerate(sizes):
+            outside[top : top + unit * size, block * rank : (block + 1) * rank] = False
+            top += unit * size
+        if not bool(up.flatten(1)[outside].any()):
             return len(sizes)
     return 1

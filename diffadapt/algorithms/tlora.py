@@ -7,10 +7,9 @@ ones (`sig_type`). Sources: T-LoRA, arXiv 2507.05964; LyCORIS `modules/tlora.py`
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ class TLoRA(Delta):
         if min(q.ndim, p.ndim) < 2 or q.shape[0] != rank or p.shape[1] != rank or rank == 0:
             shapes = [tuple(t.shape) for t in (q, p, singular)]
             raise AlgorithmError(f"{group.name}: q_layer, p_layer, lambda_layer {shapes} do not share one rank.")
-        options = _options(context)
+        options = context.options
         sig_type = str(options.get("sig_type", "principal"))
         if str(options.get("use_data_init", True)).lower() in ("false", "0"):
             raise AlgorithmError(
@@ -120,12 +119,3 @@ class TLoRA(Delta):
     def tensors(self) -> dict[str, Tensor]:
         named = dict(zip(_ROLES, (self.q, self.p, self.singular), strict=True))
         return named | {"alpha": torch.tensor(self.alpha)}
-
-
-def _options(context: Context) -> Mapping[str, Any]:
-    """The trainer's options: the config's, else sd-scripts' network arguments."""
-    try:
-        arguments = json.loads(context.metadata.get("ss_network_args", "{}"))
-    except ValueError:
-        arguments = {}
-    return (arguments if isinstance(arguments, dict) else {}) | dict(context.config)
