@@ -44,7 +44,7 @@ def read_metadata(
         rank = delta.rank
         if rank is not None:
             ranks.add(rank)
-        alpha = getattr(delta, "alpha", None)
+        alpha = getattr(getattr(delta, "inner", delta), "alpha", None)
         if isinstance(alpha, float):
             alphas.add(alpha)
     return Metadata(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffadapt.adapter import Adapter, Foreign, TargetKey
 from diffadapt.algorithms import Delta, TensorGroup, parse_group
+from diffadapt.algorithms.total import Sum
 from diffadapt.dialects import Dialect, Facts, recognise
 from diffadapt.dialects.base import ContextOf
 from diffadapt.dialects.embeddings import is_left_over, take_embeddings
@@ -193,12 +194,10 @@ class _Reading:
             self.foreign[foreign], self.foreign_keys[foreign] = delta, keys
             return
         for target, part in parts(route, place[0], delta, tensors, group.name):
-            if target in self.targets:
-                raise DialectError(
-                    f"{self.keys[target][0]!r} and {keys[0]!r} both name {target.component} {target.module}. "
-                    "Expected one: two adapters were put into one file; save them apart."
-                )
-            self.targets[target], self.keys[target] = part, keys
+            known = self.targets.get(target)
+            # Two spellings of one module (merged files): both act.
+            self.targets[target] = part if known is None else Sum((known, part))
+            self.keys[target] = self.keys.get(target, ()) + keys
 
     def left_over(self, key: str) -> bool:
         """Note a key that belongs to a textual-inversion file and has no effect."""

@@ -20,6 +20,7 @@ _ENCODERS = {
     "clip_l": "text_encoder", "clip_g": "text_encoder_2", "clip_h": "text_encoder", "t5": "text_encoder_3",
     "t5xxl": "text_encoder_3", "emb_params": "text_encoder",
 }  # fmt: skip
+_BUNDLED = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5"}
 _LEFT_OVER = frozenset({"string_to_token", "name", "step", "sd_checkpoint", "sd_checkpoint_name"})
 
 
@@ -69,6 +70,16 @@ def _rows(tensor: Tensor) -> Tensor:
 def _is_vectors(key: str, tensor: Tensor) -> bool:
     """Diffusers' form: the key is the placeholder, so it is no dotted name."""
     return "." not in key and tensor.is_floating_point() and tensor.ndim in (1, 2) and tensor.shape[-1] >= 64
+
+
+def bundle_keys(embeddings: Mapping[str, Embedding]) -> dict[str, Tensor]:
+    """The embeddings by the keys of OneTrainer's bundles, which `take_embeddings` reads back."""
+    keys: dict[str, Tensor] = {}
+    for token, embedding in embeddings.items():
+        for component, vectors in embedding.vectors.items():
+            part, behind, _ = component.partition("_out")
+            keys[f"{BUNDLE}{token}.{_BUNDLED.get(part, part)}{behind}"] = vectors
+    return keys
 
 
 def is_left_over(key: str) -> bool:

@@ -27,9 +27,12 @@ class ModulePattern:
             raise DialectError(f"{field} of the PEFT config is a {type(patterns).__name__}, expected a mapping.")
         self._plain: dict[str, tuple[int, Any]] = {}
         self._regular: list[tuple[int, re.Pattern[str], Any]] = []
+        self._whole: dict[str, tuple[int, Any]] = {}
         for place, (pattern, value) in enumerate(patterns.items()):
             # Plain names are the rule, and there are as many of them as modules: looked up, not searched.
-            if _PLAIN.fullmatch(pattern):
+            if _PLAIN.fullmatch(pattern[1:]) and pattern.startswith("^"):
+                self._whole.setdefault(pattern[1:], (place, value))
+            elif _PLAIN.fullmatch(pattern):
                 self._plain.setdefault(pattern, (place, value))
             else:
                 self._regular.append((place, _compiled(pattern, field), value))
@@ -37,6 +40,7 @@ class ModulePattern:
     def of(self, module: str) -> Any | None:
         """The value for a module, or None."""
         found = [self._plain[suffix] for suffix in _suffixes(module) if suffix in self._plain]
+        found += [self._whole[module]] if module in self._whole else []
         found += [(place, value) for place, pattern, value in self._regular if pattern.match(module)]
         return min(found, key=lambda hit: hit[0])[1] if found else None
 

@@ -1,0 +1,171 @@
+"""From an `Adapter` to a file of any dialect, checked by reading it back in memory before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffadapt.adapter import Adapter, TargetKey
+from diffadapt.algorithms import Delta
+from diffadapt.dialects import Dialect, dialect_named
+from diffadapt.dialects.embeddings import bundle_keys
+from diffadapt.dialects.peft_config import METADATA_KEY
+from diffadapt.dialects.peft_writing import Numbers, header, peft_config
+from diffadapt.errors import DialectError
+from diffadapt.families import Family, family_named
+from diffadapt.io.checkpoint import RawCheckpoint
+from diffadapt.io.safetensors_writer import write_safetensors
+from diffadapt.reading import interpret
+
+_CONFIGURED = frozenset({"peft", "diffusers", "bare"})
+# Hashes of the file that was read, which are untrue of the one that is written, and a picture.
+_DROPPED = frozenset(
+    {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail", METADATA_KEY}
+)
+
+
+def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
+    """Write an adapter in a dialect and give the path.
+
+    path: the `.safetensors` file; with "peft" also a folder (a path without ending), which gets adapter_config.json.
+    The header keeps what the source's said, less its hashes.
+    Raises DialectError where the dialect has no name for something or cannot hold an algorithm exactly.
+    """
+    named, family = dialect_named(dialect), family_named(adapter.family)
+    path = Path(path)
+    tensors = encode(adapter, named, family)
+    configs = _configs(adapter, named) if dialect in _CONFIGURED else {}
+    metadata = {key: text for key, text in adapter.metadata.raw.items() if key not in _DROPPED}
+    beside: Mapping[str, Any] | None = None
+    if dialect == "peft" and not path.suffix:
+        beside = configs[None]
+    elif configs:
+        metadata[METADATA_KEY] = header(configs)
+    _verify(adapter, RawCheckpoint(tensors, metadata, beside, path.name), named)
+    if beside is None:
+        write_safetensors(path, tensors, metadata)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path / "adapter_model.safetensors", tensors, metadata)
+    (path / "adapter_config.json").write_text(json.dumps(beside, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def encode(adapter: Adapter, dialect: Dialect, family: Family | None) -> dict[str, Tensor]:
+    """The adapter's tensors by the dialect's keys. Raises DialectError for what the dialect cannot name."""
+    tensors: dict[str, Tensor] = {}
+    for target, delta in adapter.targets.items():
+        _add(tensors, dialect, family, target, delta)
+    for foreign, delta in adapter.foreign.items():
+        if dialect.name != adapter.dialect:
+            raise DialectError(
+                f"{dialect.name}: {foreign.module} is no module of a known family, so its name in this dialect is "
+                f"unknown; write {adapter.dialect}."
+            )
+        _add(tensors, dialect, None, TargetKey(foreign.component or "", foreign.module), delta)
+    return tensors | bundle_keys(adapter.embeddings)
+
+
+def _add(tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, target: TargetKey, delta: Delta) -> None:
+    for role, tensor in delta.tensors().items():
+        if role == "alpha" and dialect.name in _CONFIGURED:
+            continue
+        key = dialect.join(target, role, family)
+        if key in tensors:
+            raise DialectError(f"{dialect.name}: two modules would be named {key!r}; write another dialect.")
+        tensors[key] = _fitted(delta, role, tensor, dialect)
+
+
+def _fitted(delta: Delta, role: str, tensor: Tensor, dialect: Dialect) -> Tensor:
+    """The tensor as the dialect's own writers shape it."""
+    core, configured = _core(delta), dialect.name in _CONFIGURED
+    if role == "alpha" and getattr(core, "rank_stabilised", False) and core.rank:
+        # alpha / sqrt(r) = a' / r: only PEFT's configs know the rank-stabilised rule.
+        return tensor * core.rank**0.5
+    if role == "dora_scale" and configured and tensor.ndim > 1 and tensor.shape[0] == tensor.numel():
+        return tensor.flatten() if tensor.ndim == 2 else tensor.transpose(0, 1)
+    return tensor
+
+
+def _core(delta: Delta) -> Delta:
+    """The delta that a modifier (DoRA) modifies, or the delta itself."""
+    inner = getattr(delta, "inner", delta)
+    return inner if isinstance(inner, Delta) else delta
+
+
+def _configs(adapter: Adapter, dialect: Dialect) -> dict[str | None, dict[str, Any]]:
+    """The PEFT configs by component; PEFT's own files and bare ones have one model and name none."""
+    components = adapter.components
+    if dialect.name != "diffusers" and len(components) > 1:
+        raise DialectError(
+            f"{dialect.name}: one file holds one model, and the adapter has {', '.join(components)}; write diffusers."
+        )
+    modules: dict[str, dict[str, Numbers]] = {}
+    for target, delta in adapter.targets.items():
+        modules.setdefault(target.component, {})[target.module] = _numbers(delta)
+    for foreign, delta in adapter.foreign.items():
+        modules.setdefault(foreign.component or "", {})[foreign.module] = _numbers(delta)
+    return {
+        component if dialect.name == "diffusers" else None: peft_config(named, dialect.name)
+        for component, named in modules.items()
+    }
+
+
+def _numbers(delta: Delta) -> Numbers:
+    tensors, core = delta.tensors(), _core(delta)
+    alpha = tensors.get("alpha")
+    return Numbers(
+        delta.rank,
+        None if alpha is None else float(alpha.item()),
+        core.algorithm,
+        stabilised=bool(getattr(core, "rank_stabilised", False)),
+        bias="lora_up_bias" in tensors,
+        dora="dora_scale" in tensors,
+    )
+
+
+def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
+    """Raise DialectError unless what was encoded reads back as the same deltas on the same modules."""
+    again = interpret(written, name=adapter.name) if written.tensors else adapter
+    lost = [
+        *(t for t in adapter.targets if t not in again.targets),
+        *(f for f in adapter.foreign if f not in again.foreign),
+    ]
+    if lost:
+        raise DialectError(f"{dialect.name}: {lost[0].module} would not be found again when the file is read.")
+    for target, delta in adapter.targets.items():
+        difference = _difference(delta, again.targets[target])
+        if difference:
+            raise DialectError(
+                f"{dialect.name}: cannot hold the {delta.algorithm} of {target.component} {target.module}: "
+                f"{difference} when read back. Write {adapter.dialect} instead."
+            )
+
+
+def _difference(one: object, other: object, what: str = "delta") -> str | None:
+    """What differs between two deltas, in words; None where they are equal."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        equal = one is other or (one.dtype == other.dtype and torch.equal(one.squeeze(), other.squeeze()))
+        return None if equal else f"{what} would change"
+    if isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6):
+        return None
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        pairs = [(a, b, what) for a, b in zip(one, other, strict=True)]
+    elif isinstance(one, Delta) and type(one) is type(other):
+        same_scale = getattr(one, "scale", None) is not None and _difference(one.scale, other.scale) is None  # type: ignore[attr-defined]
+        names = [f.name for f in dataclasses.fields(one) if not (same_scale and f.name in _SCALE_FIELDS)]
+        pairs = [(getattr(one, name), getattr(other, name), name) for name in names]
+    else:
+        return None if one == other else f"{what} would be {other!r} instead of {one!r}"
+    return next((text for a, b, name in pairs if (text := _difference(a, b, name))), None)
+
+
+# Two ways to say one scale.
+_SCALE_FIELDS = frozenset({"alpha", "rank_stabilised"})
