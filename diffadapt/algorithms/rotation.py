@@ -7,12 +7,13 @@ G is a product of stages, each block diagonal in its own channel order; c an opt
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -56,6 +57,13 @@ class Stage:
         ]
         turned = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return turned if self.order is None else turned.index_select(0, self.order.argsort().to(v.device))
+
+    def within(self, labels: Tensor) -> bool:
+        """Whether no block mixes channels of different labels. labels: (channels,) int64."""
+        seen = labels if self.order is None else labels[self.order.to(labels.device)]
+        runs = torch.split(seen, [part.shape[0] * part.shape[1] for part in self.parts])
+        blocks = [run.view(part.shape[:2]) for run, part in zip(runs, self.parts, strict=True)]
+        return all(torch.equal(block, block[:, :1].expand_as(block)) for block in blocks)
 
     def transposed(self) -> Stage:
         return Stage(tuple(part.transpose(-1, -2) for part in self.parts), self.order)
@@ -136,6 +144,11 @@ class Rotation(Delta):
     def parameters(self) -> int:
         return sum(t.numel() for t in self.named().values())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # As in Delta, but by the named tensors: those of a stage strength have no file form.
+        learning = any(t.requires_grad for t in self.named().values())
+        return self.map_tensors(lambda t: copy.deepcopy(t, memo)) if learning else self
+
     def at_strength(self, multiplier: float, rule: str) -> Delta:
         """Rules: "stage", every stage m R + (1 - m) I with the row scale in full (LyCORIS OFT and BOFT, sd-scripts),
         and "geodesic", the rotation by m times the generator with the row scale in full."""
@@ -176,7 +189,12 @@ class OutputRotation(Rotation):
         return delta.reshape(weight.shape)
 
     def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
-        return (OutputChange(form(self.stages(layer.out_features), self.row_scale)),)
+        stages = self.stages(layer.out_features)
+        groups = torch.arange(layer.out_features) // (layer.out_features // layer.groups)
+        if layer.kind == "conv" and not all(stage.within(groups) for stage in stages):
+            # A mixed row reads the inputs of its own group, so mixing outputs of two groups is something else.
+            return (Dense(self.weight_delta(weight())),)
+        return (OutputChange(form(stages, self.row_scale)),)
 
     def border(self, start: int, stop: int, unit: int, channels: int) -> None:
         """Raise AlgorithmError where rows start..stop cut through a unit of channels that rotate together."""
