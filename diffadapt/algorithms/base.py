@@ -41,7 +41,7 @@ class Context:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The trainer's own options: the config's, and below them sd-scripts' `ss_network_args` (values are strings)."""
+        """The trainer's options: the config's, and below them sd-scripts' `ss_network_args` (values are strings)."""
         try:
             arguments = json.loads(self.metadata.get("ss_network_args") or "{}")
         except ValueError:

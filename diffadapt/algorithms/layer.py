@@ -64,8 +64,8 @@ class Layer:
 
     @property
     def channel_dim(self) -> int:
-        """Where the channels of an activation are: 1 for convolutions, last elsewhere."""
-        return 1 if self.kind == "conv" else -1
+        """Where the channels of an activation are: 1 for convolutions and group norms, last elsewhere."""
+        return 1 if self.kind in ("conv", "group_norm") else -1
 
     @property
     def out_features(self) -> int:

@@ -4,7 +4,8 @@ out = l * k, in[/groups] = m * n. Tensors: `lokr_w1` (l, m) or `lokr_w1_a` (l, r
 (k, n[, *kernel]) or `lokr_w2_a` (k, r) and `lokr_w2_b` (r, n * kernel), or with a Tucker core `lokr_t2` (r, r, *kernel)
 `lokr_w2_a` (r, k) and `lokr_w2_b` (r, n). Any split of the sizes is read off the shapes.
 s = alpha / rank; with both factors full LyCORIS, OneTrainer, musubi and ai-toolkit train with s = 1 whatever alpha
-says (LyCORIS' `rs_lora`: with sqrt(rank), and saves alpha = rank^1.5), PEFT with its config's alpha / r. Sources: KronA, arXiv 2212.10650; LyCORIS; PEFT `tuners/lokr`.
+says (LyCORIS' `rs_lora`: with sqrt(rank), and saves alpha = rank^1.5), PEFT with its config's alpha / r.
+Sources: KronA, arXiv 2212.10650; LyCORIS; PEFT `tuners/lokr`.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Kronecker(Branch):
 class LoKr(Delta):
     """A Kronecker product of two factors; shapes as in the module's docstring.
 
-    size: the rank that alpha is divided by, None where the scale is `full_scale`. left_padded: PEFT's Conv1d with a full,
-    three-dimensional w2 pads w1 on the left before the Kronecker product, which arranges the numbers differently.
+    size: the rank that alpha is divided by, None where the scale is `full_scale`. left_padded: PEFT's Conv1d with a
+    full, three-dimensional w2 pads w1 on the left before the Kronecker product, which arranges the numbers differently.
     cut: the output rows that are kept, for a slice of a fused module that does not end where a row of w1 does.
     """
 
