@@ -10,8 +10,6 @@ from peft import PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from tests.algorithms.rotation_cases import randomise
-
 ROLES = {
     "lora_A.weight": "lora_down", "lora_B.weight": "lora_up", "lora_A": "lora_down", "lora_B": "lora_up",
     "oft_R.weight": "oft_R", "oft_embedding_R.weight": "oft_embedding_R",
@@ -25,7 +23,7 @@ def wrap(layer: nn.Module, config: PeftConfig, around_one: tuple[str, ...] = (),
         parameter.requires_grad_("base_layer" not in name)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "base_layer" not in name:
+            if "base_layer" not in name and "ranknum" not in name:  # AdaLoRA counts its ranks in a parameter
                 mean = 1.0 if any(part in name for part in around_one) else 0.0
                 parameter.copy_((mean + size * torch.randn_like(parameter)).float())
     return model.double()
@@ -38,6 +36,3 @@ def saved(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         suffix = key.removeprefix("base_model.model.layer.")
         tensors[ROLES.get(suffix, suffix)] = tensor.float() if tensor.is_floating_point() else tensor
     return tensors, model.peft_config["default"].to_dict()
-
-
-__all__ = ["ROLES", "randomise", "saved", "wrap"]
