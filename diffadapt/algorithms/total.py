@@ -13,6 +13,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import AlgorithmError
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,21 @@ class Sum(Delta):
             part.check(layer)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {role: tensor for part in self.parts for role, tensor in part.tensors().items()}
+        """The tensors of all parts. Raises AlgorithmError where two parts have tensors of one role."""
+        named: dict[str, Tensor] = {}
+        for part in self.parts:
+            for role, tensor in part.tensors().items():
+                if role in named:
+                    raise AlgorithmError(
+                        f"a sum of {', '.join(p.algorithm for p in self.parts)} needs '{role}' twice on one module, "
+                        "which no file can hold. Combine the parts into one delta first."
+                    )
+                named[role] = tensor
+        return named
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
 
     @property
     def rank(self) -> int | None:
