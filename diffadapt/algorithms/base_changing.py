@@ -104,7 +104,7 @@ def _singular_part(weight: Tensor, rank: int, largest: bool) -> LowRank:
     w = wide(weight)
     tall = w.shape[0] > w.shape[1]
     vectors = torch.linalg.eigh(w.T @ w if tall else w @ w.T).eigenvectors
-    basis = vectors[:, -rank:] if largest else vectors[:, :rank]
+    basis = vectors[:, len(vectors) - rank :] if largest else vectors[:, :rank]
     down, up = (basis.T, w @ basis) if tall else (basis.T @ w, basis)
     return LowRank(f32(down, weight), f32(up, weight))
 

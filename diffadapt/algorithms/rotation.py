@@ -132,6 +132,12 @@ class Rotation(Delta):
         """The scale of every output channel (out,), or None."""
         return None
 
+    def near(self, weight: Tensor) -> Self:
+        """The rotation with its tensors on the weight's device, where big blocks are solved faster."""
+        if all(t.device == weight.device for t in self.named().values()):
+            return self
+        return self.map_tensors(lambda t: t.to(weight.device))
+
     def tensors(self) -> dict[str, Tensor]:
         if self.stage != 1:
             raise AlgorithmError(
@@ -182,7 +188,7 @@ class OutputRotation(Rotation):
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         rows = f32(weight).flatten(1)
-        delta = change(self.stages(len(rows)), rows)
+        delta = change(self.near(weight).stages(len(rows)), rows)
         if self.row_scale is not None:
             scale = f32(self.row_scale, rows)[:, None]
             delta = delta * scale + rows * (scale - 1)
@@ -219,7 +225,7 @@ class InputRotation(Rotation):
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         flat = f32(weight).flatten(1)
-        delta = change(self.stages(flat.shape[1], weight.ndim > 2), flat.T).T
+        delta = change(self.near(weight).stages(flat.shape[1], weight.ndim > 2), flat.T).T
         if self.row_scale is not None:
             scale = f32(self.row_scale, flat)[:, None]
             delta = delta * scale + flat * (scale - 1)

@@ -16,7 +16,7 @@ from tests.algorithms.rotation_cases import build, forward_errors, parse, random
 @pytest.mark.parametrize("kind", ["linear", "conv 1x1", "conv 3x3 stride 2"])
 @torch.no_grad()
 def test_peft(kind, orthonormal, record_error):
-    model = wrap(build(kind), HRAConfig(target_modules=["layer"], r=5, apply_GS=orthonormal))
+    model = wrap(build(kind), HRAConfig(target_modules=["layer"], r=4, apply_GS=orthonormal))
     tensors, written = saved(model)
     delta = parse(tensors, writer="peft", config=written)
     base = build(kind).double()
