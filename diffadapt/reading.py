@@ -16,7 +16,7 @@ from diffadapt.dialects.embeddings import is_left_over, take_embeddings
 from diffadapt.dialects.refusals import refuse
 from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
 from diffadapt.families import Family
-from diffadapt.families.choose import Module, choose, component_of
+from diffadapt.families.choose import Module, certain, choose, component_of
 from diffadapt.families.route import exchanged, parts
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.source import Source, read_checkpoint
@@ -106,13 +106,14 @@ class _Reading:
     def adapter(self) -> Adapter:
         self.set_aside()
         groups, dialects, evidence = self.grouped()
-        embeddings, taken = take_embeddings(self.rest, self.name, whole=not groups)
-        self.unmatched += [key for key in self.rest if key not in taken and not self.left_over(key)]
-        if not groups and not embeddings:
-            self.refuse_unknown()
         modules = [Module(group.slot, group.name, group.tensors) for group in groups]
         told = base_model(self.raw.metadata, self.raw.config)
         families = choose(modules, told.lower() if told else None)
+        slots = families[0].slots if families else {}
+        embeddings, taken = take_embeddings(self.rest, self.name, not groups, slots)
+        self.unmatched += [key for key in self.rest if key not in taken and not self.left_over(key)]
+        if not groups and not embeddings:
+            self.refuse_unknown()
         self.place(groups, modules, families[0] if families else None)
         deltas = (*self.targets.values(), *self.foreign.values())
         return Adapter(
@@ -172,6 +173,7 @@ class _Reading:
         roles = frozenset(role for group in groups for role in group.tensors)
         facts = Facts(roles, self.raw.metadata, self.raw.config, self.alpha)
         contexts: dict[Dialect, ContextOf] = {}
+        self.certain = certain(family, modules) if family else frozenset()
         for group, module in zip(groups, modules, strict=True):
             if "on_input" not in group.tensors and not group.tensors.keys() - _ATTRIBUTES:
                 # A bare weight or bias of a module: nothing says what it is meant to do.
@@ -184,9 +186,15 @@ class _Reading:
 
     def route(self, group: _Group, module: Module, family: Family | None, context_of: ContextOf) -> None:
         """Find the targets of one group and give them its delta, or its rows."""
-        place = component_of(family, module) if family else None
+        place = component_of(family, module, self.certain) if family else None
         route = place[1].resolve(group.name) if place else None
         tensors = exchanged(group.tensors, group.name) if route and route.exchange else group.tensors
+        for role, tensor in group.tensors.items():
+            if not tensor.is_floating_point() and role not in _INTEGERS:
+                raise AlgorithmError(
+                    f"{group.keys[role]}: is {tensor.dtype}; expected floating-point numbers. Quantised factors cannot "
+                    "be read without their scales: use the file they were made from."
+                )
         delta = parse_group(TensorGroup(group.name, tensors, group.keys), context_of(group.slot, group.name))
         keys = tuple(group.keys.values())
         if place is None or route is None:
@@ -217,6 +225,8 @@ class _Reading:
         )
 
 
+# Roles whose tensors count or index; factors are never integers.
+_INTEGERS = frozenset({"alpha", "on_input", "bias_indices", "bias_size", "reshape_weight", "shira_indices"})
 _ATTRIBUTES = frozenset({"weight", "bias"})
 
 

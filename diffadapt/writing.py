@@ -88,7 +88,7 @@ def _fitted(delta: Delta, role: str, tensor: Tensor, dialect: Dialect) -> Tensor
     core, configured = _core(delta), dialect.name in _CONFIGURED
     if role == "alpha" and getattr(core, "rank_stabilised", False) and core.rank:
         # alpha / sqrt(r) = a' / r: only PEFT's configs know the rank-stabilised rule.
-        return tensor * core.rank**0.5
+        return tensor * math.sqrt(core.rank)
     if role == "dora_scale" and configured and tensor.ndim > 1 and tensor.shape[0] == tensor.numel():
         return tensor.flatten() if tensor.ndim == 2 else tensor.transpose(0, 1)
     return tensor
@@ -134,12 +134,10 @@ def _numbers(delta: Delta) -> Numbers:
 def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
     """Raise DialectError unless what was encoded reads back as the same deltas on the same modules."""
     again = interpret(written, name=adapter.name) if written.tensors else adapter
-    lost = [
-        *(t for t in adapter.targets if t not in again.targets),
-        *(f for f in adapter.foreign if f not in again.foreign),
-    ]
+    lost = [target.module for target in adapter.targets if target not in again.targets]
+    lost += [foreign.module for foreign in adapter.foreign if foreign not in again.foreign]
     if lost:
-        raise DialectError(f"{dialect.name}: {lost[0].module} would not be found again when the file is read.")
+        raise DialectError(f"{dialect.name}: {lost[0]} would not be found again when the file is read.")
     for target, delta in adapter.targets.items():
         difference = _difference(delta, again.targets[target])
         if difference:

@@ -28,6 +28,7 @@ class Comfy(Dotted):
         "diffusion_model.": "denoiser", "model.diffusion_model.": "denoiser",
         **{f"text_encoders.{encoder}.transformer.": encoder for encoder in _ENCODERS},
         **{f"text_encoders.{encoder}.": encoder for encoder in _ENCODERS},
+        "lora_te.": "text_encoder",
     }  # fmt: skip
     writer: ClassVar[str] = "ai_toolkit"
 
@@ -42,7 +43,7 @@ class Comfy(Dotted):
         ending = COMFY_SPELLING.get(role)
         if ending is None:
             raise DialectError(f"comfy: has no name for the tensor '{role}' of {target.module}.")
-        if target.component in DENOISERS:
+        if target.component in DENOISERS or not target.component:
             names = family.components.get(target.component) if family else None
             native = names.native_name(target.module) if names else None
             return f"diffusion_model.{native or target.module}.{ending}"

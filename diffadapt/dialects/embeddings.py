@@ -21,19 +21,22 @@ _ENCODERS = {
     "t5xxl": "text_encoder_3", "emb_params": "text_encoder",
 }  # fmt: skip
 _BUNDLED = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5"}
+_NARROWEST = 16
 _LEFT_OVER = frozenset({"string_to_token", "name", "step", "sd_checkpoint", "sd_checkpoint_name"})
 
 
-def take_embeddings(tensors: Mapping[str, Tensor], name: str, whole: bool) -> tuple[dict[str, Embedding], set[str]]:
+def take_embeddings(
+    tensors: Mapping[str, Tensor], name: str, whole: bool, slots: Mapping[str, str]
+) -> tuple[dict[str, Embedding], set[str]]:
     """The embeddings of a file by placeholder, and the keys that they are made of.
 
     name: the placeholder where the file names none. whole: whether a file of its own is acceptable, which is told by
-    there being nothing else in it.
+    there being nothing else in it. slots: the family's components by encoder ("clip_g", ...).
     """
     found: dict[str, dict[str, Tensor]] = {}
     taken: set[str] = set()
     for key in tensors:
-        place = _place(key, name)
+        place = _place(key, name, slots)
         if place is not None:
             token, component = place
             found.setdefault(token, {})[component] = _rows(tensors[key])
@@ -45,7 +48,7 @@ def take_embeddings(tensors: Mapping[str, Tensor], name: str, whole: bool) -> tu
     return {token: Embedding(token, vectors) for token, vectors in found.items()}, taken
 
 
-def _place(key: str, name: str) -> tuple[str, str] | None:
+def _place(key: str, name: str, slots: Mapping[str, str]) -> tuple[str, str] | None:
     """The placeholder and component of an embedding's key."""
     if key.startswith(BUNDLE):
         token, _, rest = key[len(BUNDLE) :].partition(".")
@@ -53,10 +56,11 @@ def _place(key: str, name: str) -> tuple[str, str] | None:
         if encoder == _PARAM:
             return token, "text_encoder"
         # `_out` vectors are added behind the encoder: no token rows, so they keep a name of their own.
-        known = _ENCODERS.get(encoder.removesuffix("_out"), encoder)
+        plain = encoder.removesuffix("_out")
+        known = slots.get(plain, _ENCODERS.get(plain, plain))
         return token, f"{known}_out" if encoder.endswith("_out") else known
     if key in _ENCODERS:
-        return name, _ENCODERS[key]
+        return name, slots.get(key, _ENCODERS[key])
     if key.startswith(f"{_PARAM}."):
         return name, "text_encoder"
     return None
@@ -69,7 +73,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _is_vectors(key: str, tensor: Tensor) -> bool:
     """Diffusers' form: the key is the placeholder, so it is no dotted name."""
-    return "." not in key and tensor.is_floating_point() and tensor.ndim in (1, 2) and tensor.shape[-1] >= 64
+    return "." not in key and tensor.is_floating_point() and tensor.ndim in (1, 2) and tensor.shape[-1] >= _NARROWEST
 
 
 def bundle_keys(embeddings: Mapping[str, Embedding]) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ class Kohya(Dialect):
     def prefix_of(self, target: TargetKey, family: Family | None) -> str:
         numbered = family is not None and "text_encoder_2" in family.components
         prefix = {
-            "unet": "lora_unet_", "transformer": "lora_unet_", "controlnet": "lora_unet_",
+            "": "lora_unet_", "unet": "lora_unet_", "transformer": "lora_unet_", "controlnet": "lora_unet_",
             "text_encoder": "lora_te1_" if numbered else "lora_te_",
             "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_",
         }.get(target.component)  # fmt: skip

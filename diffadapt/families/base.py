@@ -36,8 +36,12 @@ class Family:
     native: bool = False
 
     def names_of(self, slot: str | None) -> tuple[tuple[str, Names], ...]:
-        """The components that a slot may mean: one; all of them where the file does not say; none."""
+        """The components that a slot may mean, likeliest first: all where the file does not say; none."""
         if slot is None:
             return tuple(self.components.items())
         component = self.slots.get(slot)
-        return () if component is None else ((component, self.components[component]),)
+        if component is None:
+            return ()
+        # Tools that train a ControlNet keep the prefix of the model it was made from.
+        parts = [component, "controlnet"] if slot == "denoiser" and "controlnet" in self.components else [component]
+        return tuple((part, self.components[part]) for part in parts)

@@ -56,17 +56,28 @@ def choose(
     return tuple(found)
 
 
-def component_of(family: Family, module: Module) -> tuple[str, Names] | None:
+def certain(family: Family, modules: Sequence[Module]) -> frozenset[str]:
+    """The components of which the file holds a module that no other component has.
+
+    A ControlNet's own blocks occur nowhere else; the rest of its names are the UNet's.
+    """
+    kinds = {(module.slot, skeleton_of(module.name)[0]) for module in modules}
+    knowing = [[part for part, names in family.names_of(slot) if names.knows(kind)] for slot, kind in kinds]
+    return frozenset(parts[0] for parts in knowing if len(parts) == 1)
+
+
+def component_of(family: Family, module: Module, certain: Collection[str] = ()) -> tuple[str, Names] | None:
     """The component that a module belongs to, and its names; None where the family has neither.
 
-    Where the file does not say, the names tell; where two text encoders share names, the width does.
+    Where the file does not say, the names tell; where two components share names, what the file certainly holds
+    does (see `certain`); where two text encoders do, the width.
     """
     options = [(part, names) for part, names in family.names_of(module.slot) if names.resolve(module.name)]
-    # A ControlNet's own blocks occur nowhere else; the rest of its names are the UNet's.
     if len(options) > 1:
         width = input_width(module.tensors)
-        fitting = [o for o in options if width is not None and (o[0], width) in _hidden(family)]
-        options = fitting or options
+        fitting = [o for o in options if width is not None and (o[0], width) in _hidden(family)] or options
+        held = [o for o in fitting if o[0] in certain]
+        options = held if len(held) == 1 else fitting
     return options[0] if options else None
 
 

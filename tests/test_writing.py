@@ -1,0 +1,136 @@
+"""write_adapter: what is written is read back as the same adapter, and as their own by PEFT and Diffusers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from diffadapt.algorithms.base import Delta
+from diffadapt.errors import DialectError
+from diffadapt.io.checkpoint import RawCheckpoint
+from diffadapt.reading import read_adapter
+from tests.families import models
+
+MANIFESTS = [
+    "sdxl-kohya-lora-sgm", "sdxl-kohya-lora-te1-te2", "sdxl-lycoris-dora-down", "sdxl-diffusers-lora-te1-te2",
+    "sd15-kohya-locon", "sd15-lycoris-lokr-diffusers", "sd15-lycoris-mixed-kohya",
+]  # fmt: skip
+
+
+def small(name, every):
+    """A part of a manifest: the modules at every so many places."""
+    shapes = models.manifest(name)
+    modules = sorted(
+        {key.split(".lora")[0] if key.startswith(("unet", "text")) else key.split(".")[0] for key in shapes}
+    )
+    kept = tuple(f"{module}." for module in modules[::every])
+    return models.random_file({key: shape for key, shape in shapes.items() if key.startswith(kept)})
+
+
+def assert_same(one, other):
+    assert set(one.targets) == set(other.targets)
+    for target, delta in one.targets.items():
+        again: Delta = other.targets[target]
+        assert type(again) is type(delta)
+        assert again.rank == delta.rank
+        ours, theirs = delta.tensors(), again.tensors()
+        assert ours.keys() == theirs.keys()
+        for role, tensor in ours.items():
+            torch.testing.assert_close(theirs[role].squeeze(), tensor.squeeze())
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_own_dialect_gives_the_same_keys(name, tmp_path):
+    tensors = small(name, 1)
+    metadata = {"ss_output_name": "x", "sshs_model_hash": "0", "modelspec.title": "T"}
+    adapter = read_adapter(RawCheckpoint(tensors, metadata))
+    path = adapter.save(tmp_path / "a.safetensors")
+    again = read_adapter(path)
+    assert_same(adapter, again)
+    assert again.dialect == adapter.dialect
+    raw = dict(again.metadata.raw)
+    raw.pop("lora_adapter_metadata", None)
+    assert raw == {"ss_output_name": "x", "modelspec.title": "T"}
+    # Families have one way of writing; what came in another spelling keeps its number of keys.
+    with safe_open(path, "pt") as file:
+        assert len(file.keys()) == len(tensors)
+        if name in ("sdxl-kohya-lora-sgm", "sdxl-kohya-lora-te1-te2", "sd15-kohya-locon", "sd15-lycoris-mixed-kohya"):
+            assert set(file.keys()) == set(tensors)
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "lycoris", "comfy", "diffusers", "peft", "bare"])
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_dialect_keeps_the_deltas_or_says_why_not(name, dialect, tmp_path):
+    adapter = read_adapter(small(name, 7))
+    several = len(adapter.components) > 1
+    impossible = {
+        "lycoris": several and adapter.family == "sdxl" and "unet" not in adapter.components,
+        "diffusers": name == "sd15-lycoris-mixed-kohya",
+    }
+    if impossible.get(dialect, several and dialect in ("peft", "bare")):
+        with pytest.raises(DialectError, match=f"^{dialect}: "):
+            adapter.save(tmp_path / "a.safetensors", dialect=dialect)
+        assert not list(tmp_path.iterdir())
+        return
+    path = adapter.save(tmp_path / "a.safetensors", dialect=dialect)
+    again = read_adapter(path)
+    assert again.dialect == dialect
+    assert_same(adapter, again)
+
+
+def test_stabilised_scale_is_kept(tmp_path):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True}
+    pair = {f"base_model.model.conv_in.lora_{x}.weight": torch.randn(4, 4) for x in "AB"}
+    adapter = read_adapter(RawCheckpoint(pair, config=config))
+    weight = torch.zeros(4, 4)
+    for dialect in ("kohya", "diffusers", "peft"):
+        again = read_adapter(adapter.save(tmp_path / f"{dialect}.safetensors", dialect=dialect))
+        for target, delta in adapter.targets.items():
+            torch.testing.assert_close(again.targets[target].weight_delta(weight), delta.weight_delta(weight))
+
+
+def test_peft_reads_the_folder(tmp_path):
+    from diffusers import UNet2DConditionModel
+    from peft import PeftModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64), layers_per_block=1, sample_size=8, norm_num_groups=8, cross_attention_dim=32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    tensors = {}
+    chosen = [n for n, m in models.layers(unet).items() if isinstance(m, torch.nn.Linear) and "attn" in n]
+    for place, name in enumerate(chosen):
+        rank, module = 2 + place % 3, models.layers(unet)[name]
+        key = f"lora_unet_{name.replace('.', '_')}"
+        tensors[f"{key}.lora_down.weight"] = torch.randn(rank, module.in_features)
+        tensors[f"{key}.lora_up.weight"] = torch.randn(module.out_features, rank)
+        tensors[f"{key}.alpha"] = torch.tensor(1.0 + place % 2)
+    adapter = read_adapter(tensors)
+    folder = adapter.save(tmp_path / "peft", dialect="peft")
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert_same(adapter, read_adapter(folder))
+    model = PeftModel.from_pretrained(unet, folder)
+    layers = {n: m for n, m in model.base_model.model.named_modules() if getattr(m, "lora_A", None)}
+    assert set(layers) == {t.module for t in adapter.targets}
+    for target, delta in adapter.targets.items():
+        expected = layers[target.module].get_delta_weight("default")
+        torch.testing.assert_close(delta.weight_delta(torch.zeros_like(expected)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_and_foreign_modules_are_kept(tmp_path):
+    key = "lora_unet_some_novel_block"
+    tensors = {
+        f"{key}.lora_down.weight": torch.ones(2, 8), f"{key}.lora_up.weight": torch.ones(8, 2),
+        "bundle_emb.<cat>.clip_l": torch.ones(1, 768), "bundle_emb.<cat>.clip_g_out": torch.ones(1, 1280),
+    }  # fmt: skip
+    adapter = read_adapter(tensors)
+    again = read_adapter(adapter.save(tmp_path / "a.safetensors"))
+    assert set(again.foreign) == set(adapter.foreign)
+    assert set(again.embeddings["<cat>"].vectors) == {"text_encoder", "text_encoder_2_out"}
+    with pytest.raises(DialectError, match="some_novel_block"):
+        adapter.save(tmp_path / "b.safetensors", dialect="diffusers")
+    assert not (tmp_path / "b.safetensors").exists()
