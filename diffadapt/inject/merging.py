@@ -24,17 +24,21 @@ Mode = Literal["weights", "auto"]
 class MergeOptions:
     """How a stack is merged, kept so that a change of strength merges again in the same way.
 
-    names: the adapters to merge, None for all. base: the base model's folder, for `remember="file"`.
+    names: the adapters to merge, in all components or by component; None for all. base: the base model's folder, for
+    `remember="file"`.
     """
 
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] | Mapping[str, tuple[str, ...]] | None = None
     mode: Mode = "weights"
     remember: Remember = "copy"
     max_loss: float = 0.25
     base: Path | None = None
 
-    def takes(self, name: str) -> bool:
-        return self.names is None or name in self.names
+    def takes(self, name: str, component: str | None = None) -> bool:
+        """Whether an adapter is to be merged: in this component, or (None) in any."""
+        if not isinstance(self.names, Mapping):
+            return self.names is None or name in self.names
+        return any(name in names for key, names in self.names.items() if component in (None, key))
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ def low_rank_change(pack: Pack, layer: Layer, x: Tensor, y: Tensor, span: tuple[
     down, up, scales = pack.down, pack.up, pack.scales[: pack.rank]
     if down is None or up is None:
         return y
+    if span is not None and span[0] == span[1]:
+        return y
     if span is not None and span != (0, pack.rank):
         down, up, scales = down[span[0] : span[1]], up[:, span[0] : span[1]], scales[span[0] : span[1]]
     if layer.kind == "embedding":

@@ -28,11 +28,14 @@ _SLOTS: WeakValueDictionary[int, Slot] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
 def _ready(number: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Build a slot's pack while a compiler traces it: the trace then reads a finished pack, and never builds one."""
     _SLOTS[number].ensure(device, dtype)
     return True
+
+
+# What torch.compiler.assume_constant_result sets; calling that here would import the compiler, for seconds.
+_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class PipelineAdapters:
         self._merged = MergedWeights()
         self._options: MergeOptions | None = None
         self._enabled = True
+        self._scale = 1.0
         self._fused = FusedProjections()
 
     # -- what is there -----------------------------------------------------------------------------------------
@@ -50,6 +52,16 @@ class PipelineAdapters:
         return {n: a.strength for n, a in self._loaded.items() if a.strength != 0.0} if self._enabled else {}
 
     @property
+    def strengths(self) -> dict[str, Strength]:
+        """Every adapter's strength, also of those that are inactive (0) or disabled."""
+        return {n: a.strength for n, a in self._loaded.items()}
+
+    def values(self, name: str) -> dict[TargetKey, float]:
+        """An adapter's strength at every module it acts on."""
+        loaded = self._get(name)
+        return dict(zip(loaded.keys, loaded.values, strict=True))
+
+    @property
     def enabled(self) -> bool:
         return self._enabled
 
@@ -57,6 +69,17 @@ class PipelineAdapters:
     def merged(self) -> bool:
         """Whether weights of the pipeline hold adapters now."""
         return bool(self._merged.modules)
+
+    @property
+    def merged_parts(self) -> dict[str, tuple[str, ...]]:
+        """Component -> the adapters that its weights hold now."""
+        found: dict[str, dict[str, None]] = {}
+        for name in self._loaded:
+            for key, value in self.values(name).items():
+                own = self._options is not None and self._options.takes(name, key.component)
+                if own and value and key in self._merged:
+                    found.setdefault(key.component, {})[name] = None
+        return {component: tuple(names) for component, names in found.items()}
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -164,6 +187,19 @@ class PipelineAdapters:
         """Write one adapter (a trained one with what it has learnt) to a `.safetensors` file."""
         return self._get(name).current_adapter().save(path, dialect=dialect)
 
+    def move(self, name: str, device: torch.device | str | int) -> None:
+        """Keep an adapter's tensors on a device. Wherever they are, they are copied to where their modules compute."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                return tensor.to(device)
+            tensor.data = tensor.data.to(device)  # still the parameter that an optimizer holds
+            return tensor
+
+        for placement in self._get(name).placements:
+            placement.entry.delta = placement.entry.delta.map_tensors(moved)
+            self._slots[placement.key].invalidate()
+
     # -- strengths ---------------------------------------------------------------------------------------------
 
     def set(
@@ -211,10 +247,10 @@ class PipelineAdapters:
     def _refresh(self) -> None:
         """Write what is in force into entries and into the scales of built packs: one copy for all of them."""
         for name, loaded in self._loaded.items():
-            own = self._options is not None and self._options.takes(name)
             for placement, value in zip(loaded.placements, loaded.values, strict=True):
-                hidden = not self._enabled or (own and placement.key in self._merged)
-                placement.entry.multiplier = 0.0 if hidden else value
+                key = placement.key
+                own = key in self._merged and self._options is not None and self._options.takes(name, key.component)
+                placement.entry.multiplier = 0.0 if own or not self._enabled else value * self._scale
         packs = [(slot, slot.pack) for slot in self._slots.values() if slot.pack is not None]
         if not packs:
             return
@@ -227,6 +263,17 @@ class PipelineAdapters:
         sources = torch.split(values, [len(pack.owners) for _, pack in packs])
         with torch.no_grad():
             torch._foreach_copy_([pack.scales for _, pack in packs], list(sources))
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[PipelineAdapters]:
+        """For a while, multiply the strength of all that is live. What is merged is part of the weights and stays."""
+        before, self._scale = self._scale, self._scale * float(factor)
+        try:
+            self._refresh()
+            yield self
+        finally:
+            self._scale = before
+            self._refresh()
 
     def enable(self) -> None:
         """Put the active adapters in force again."""
@@ -250,7 +297,7 @@ class PipelineAdapters:
 
     def merge(
         self,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         *,
         mode: Mode = "weights",
         remember: Remember = "copy",
@@ -259,16 +306,16 @@ class PipelineAdapters:
     ) -> MergeReport:
         """Merge the active adapters (or those named) into the weights, in place, rounding once.
 
+        names: of the adapters to merge, in all components or by component: {"unet": ["pixel"]}.
         mode: "auto" leaves layers live whose change would lose more than `max_loss` (relative) to the rounding of the
         weight's dtype, or that cannot be merged, and says which. remember: what the way back is made of, "copy"
         (fastest), "code" (about a sixth of that) or "file" (nothing; `base` is the folder of the base model, default
         the one the pipeline was loaded from). Raises MergeError, with the weights as they were.
         """
-        for name in names or ():
+        by_component = names.values() if isinstance(names, Mapping) else [names or ()]
+        for name in (name for group in by_component for name in group):
             self._get(name)
-        options = MergeOptions(
-            None if names is None else tuple(names), mode, remember, max_loss, None if base is None else Path(base)
-        )
+        options = MergeOptions(_frozen(names), mode, remember, max_loss, None if base is None else Path(base))
         before, self._options = self._options, options
         try:
             return self._merge()
@@ -282,10 +329,8 @@ class PipelineAdapters:
         options = self._options or MergeOptions()
         mix: dict[TargetKey, Wanted] = {}
         for name, loaded in self._loaded.items() if self._enabled else ():
-            if not options.takes(name):
-                continue
             for placement, value in zip(loaded.placements, loaded.values, strict=True):
-                if value != 0.0:
+                if value != 0.0 and options.takes(name, placement.key.component):
                     want = mix.setdefault(placement.key, Wanted(placement.module, placement.layer, []))
                     want.deltas.append((value, placement.entry.delta))
         report = self._merged.bring(mix, options, self._owner)
@@ -311,13 +356,22 @@ class PipelineAdapters:
         self._settle()
 
     def keep_merged(self) -> None:
-        """Make the merge final: the weights stay as they are, and the merged adapters leave the stack."""
+        """Make the merge final: the weights stay as they are, and the merged adapters leave the stack, also those that
+        were merged in some components only."""
         names = [name for name in self.names if self._options is not None and self._options.takes(name)]
         self._merged.modules.clear()
         self._options = None
         for name in names:
             self._drop(name)
         self._settle()
+
+
+def _frozen(
+    names: Sequence[str] | Mapping[str, Sequence[str]] | None,
+) -> tuple[str, ...] | dict[str, tuple[str, ...]] | None:
+    if isinstance(names, Mapping):
+        return {component: tuple(group) for component, group in names.items()}
+    return None if names is None else tuple(names)
 
 
 class BaseWeight:

@@ -71,10 +71,8 @@ def gather_terms(deltas: Sequence[tuple[float, Delta]], layer: Layer, base: Tens
     for strength, delta in deltas:
         pair = delta.low_rank()
         if pair is None:
-            change = delta.weight_delta(base).reshape(rows, columns)
-            dense = (
-                change.mul_(strength) if dense is None and not change.requires_grad else _sum(dense, change, strength)
-            )
+            change = delta.weight_delta(base).reshape(rows, columns)  # may be the adapter's own tensor: never in place
+            dense = change * strength if dense is None else dense.add_(change, alpha=strength)
             continue
         down, up = pair.down.to(base.device).flatten(1).float(), pair.up.to(base.device).float()
         if layer.kind == "embedding":  # a pair's delta is (dim, num), the weight (num, dim)
@@ -87,6 +85,3 @@ def gather_terms(deltas: Sequence[tuple[float, Delta]], layer: Layer, base: Tens
     right = None if not rights else rights[0] if len(rights) == 1 else torch.cat(rights)
     return Terms(rows, columns, left, right, dense)
 
-
-def _sum(dense: Tensor | None, change: Tensor, strength: float) -> Tensor:
-    return change * strength if dense is None else dense.add_(change, alpha=strength)
