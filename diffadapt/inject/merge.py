@@ -153,9 +153,9 @@ def _merge_weight(
 ) -> MergedWeight | None:
     if terms.left is None and terms.dense is None:
         return None
-    if not weight.is_contiguous():
-        raise MergeError(f"The weight of shape {tuple(weight.shape)} is not contiguous and cannot be merged in place.")
-    flat = weight.view(terms.rows, terms.columns)
+    # Channels-last convolutions: merge a copy in the order of rows, and write it back.
+    ordered = weight.contiguous()
+    flat = ordered.view(terms.rows, terms.columns)
     memory: Memory | None = None
     if remember == "file":
         mapped = stored()
@@ -166,6 +166,8 @@ def _merge_weight(
     if not isinstance(memory, CodeMemory):
         memory = memory or CopyMemory(weight)
         add_in_place(flat, terms)
+    if ordered is not weight:
+        weight.copy_(ordered)
     return MergedWeight(memory, checksum(weight), weight.dtype)
 
 

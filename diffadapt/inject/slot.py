@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.forms import BiasChange, Branch, Dense, Form, LowRank, TwoSided
 from diffadapt.algorithms.layer import Layer
+from diffadapt.inject.locate import weight_of
 from diffadapt.inject.pack import Pack, Part, build_pack, channel_forms, low_rank_change
 
 _SLOTS: WeakValueDictionary[int, Slot] = WeakValueDictionary()
@@ -104,8 +105,7 @@ class Slot:
         return all(entry.multiplier == 0.0 for entry in self.entries)
 
     def base_bias(self) -> Tensor | None:
-        bias = getattr(self.module, "bias", None)
-        return bias.detach() if isinstance(bias, Tensor) else None
+        return weight_of(self.module, "bias") if isinstance(getattr(self.module, "bias", None), Tensor) else None
 
     def _forms(self, entry: Entry) -> tuple[Form, ...]:
         forms = entry.delta.forms(self.layer, self.base_weight, self.base_bias)
