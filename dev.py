@@ -131,7 +131,7 @@ def main() -> int:
     if name not in COMMANDS:
         print(__doc__)
         return 2
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (this file is what an older Python would run)
         print(f"diffadapt needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
         return 2
     setup()

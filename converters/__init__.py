@@ -1,1 +1,1 @@
-"""Adapter files to adapter files in another dialect, in batches. Installed as `diffadapt.converters`; nothing here yet."""
+"""Adapter files to other dialects, in batches. Installed as `diffadapt.converters`; nothing here yet."""
