@@ -30,6 +30,9 @@ _DROPPED = frozenset(
     {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail", METADATA_KEY}
 )
 
+# Our own note in the header: which of its two ways of naming UNet blocks a Kohya file of this family had.
+_NAMES_KEY, _PLAIN = "diffadapt.names", "diffusers"
+
 
 def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
     """Write an adapter in a dialect and give the path.
@@ -40,9 +43,13 @@ def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
     """
     named, family = dialect_named(dialect), family_named(adapter.family)
     path = Path(path)
-    tensors = encode(adapter, named, family)
+    plain = family is not None and family.native and _plain_names(adapter)
+    # A file that came with Diffusers' names under Kohya's prefix goes back so, even by way of another dialect.
+    tensors = encode(adapter, named, dataclasses.replace(family, native=False) if family and plain else family)
     configs = _configs(adapter, named) if dialect in _CONFIGURED else {}
     metadata = {key: text for key, text in adapter.metadata.raw.items() if key not in _DROPPED}
+    if plain and dialect != "kohya":
+        metadata[_NAMES_KEY] = _PLAIN
     beside: Mapping[str, Any] | None = None
     if dialect == "peft" and not path.suffix:
         beside = configs[None]
@@ -73,6 +80,15 @@ def encode(adapter: Adapter, dialect: Dialect, family: Family | None) -> dict[st
     return tensors | bundle_keys(adapter.embeddings)
 
 
+def _plain_names(adapter: Adapter) -> bool:
+    """Whether the adapter's Kohya file names UNet blocks as Diffusers does."""
+    if adapter.dialect != "kohya":
+        return adapter.metadata.raw.get(_NAMES_KEY) == _PLAIN
+    keys = ((target, keys[0]) for target, keys in adapter.keys.items() if keys and target.component == "unet")
+    target, key = next(((t, k) for t, k in keys if ".attentions." in t.module or ".resnets." in t.module), (None, ""))
+    return target is not None and target.module.replace(".", "_") in key
+
+
 def _add(tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, target: TargetKey, delta: Delta) -> None:
     for role, tensor in delta.tensors().items():
         if role == "alpha" and dialect.name in _CONFIGURED:
@@ -88,10 +104,19 @@ def _fitted(delta: Delta, role: str, tensor: Tensor, dialect: Dialect) -> Tensor
     core, configured = _core(delta), dialect.name in _CONFIGURED
     if role == "alpha" and getattr(core, "rank_stabilised", False) and core.rank:
         # alpha / sqrt(r) = a' / r: only PEFT's configs know the rank-stabilised rule.
-        return tensor * math.sqrt(core.rank)
+        tensor = tensor * math.sqrt(core.rank)
+    if role == "alpha":
+        return _as_saved(tensor, core)
     if role == "dora_scale" and configured and tensor.ndim > 1 and tensor.shape[0] == tensor.numel():
         return tensor.flatten() if tensor.ndim == 2 else tensor.transpose(0, 1)
     return tensor
+
+
+def _as_saved(alpha: Tensor, core: Delta) -> Tensor:
+    """The alpha in the factors' dtype, as trainers save it, where that holds it exactly."""
+    factor = next((t for role, t in core.tensors().items() if role != "alpha" and t.is_floating_point()), alpha)
+    saved = alpha.to(factor.dtype)
+    return saved if bool(saved.to(alpha.dtype) == alpha) else alpha
 
 
 def _core(delta: Delta) -> Delta:
@@ -109,7 +134,8 @@ def _configs(adapter: Adapter, dialect: Dialect) -> dict[str | None, dict[str, A
         )
     modules: dict[str, dict[str, Numbers]] = {}
     for target, delta in adapter.targets.items():
-        modules.setdefault(target.component, {})[target.module] = _numbers(delta)
+        # Without its level the name is a suffix of CLIP's in every version of transformers, which is how PEFT matches.
+        modules.setdefault(target.component, {})[target.module.removeprefix("text_model.")] = _numbers(delta)
     for foreign, delta in adapter.foreign.items():
         modules.setdefault(foreign.component or "", {})[foreign.module] = _numbers(delta)
     return {

@@ -92,23 +92,34 @@ def test_stabilised_scale_is_kept(tmp_path):
             torch.testing.assert_close(again.targets[target].weight_delta(weight), delta.weight_delta(weight))
 
 
-def test_peft_reads_the_folder(tmp_path):
+def tiny_unet():
     from diffusers import UNet2DConditionModel
-    from peft import PeftModel
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         block_out_channels=(32, 64), layers_per_block=1, sample_size=8, norm_num_groups=8, cross_attention_dim=32,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
+
+
+def lora_for(model, prefix, level):
+    """A Kohya file with several ranks and alphas for the attention of a model."""
     tensors = {}
-    chosen = [n for n, m in models.layers(unet).items() if isinstance(m, torch.nn.Linear) and "attn" in n]
-    for place, name in enumerate(chosen):
-        rank, module = 2 + place % 3, models.layers(unet)[name]
-        key = f"lora_unet_{name.replace('.', '_')}"
+    chosen = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "attn" in n]
+    for place, (name, module) in enumerate(chosen):
+        rank = 2 + place % 3
+        key = f"{prefix}{(level + name.removeprefix(level)).replace('.', '_')}"
         tensors[f"{key}.lora_down.weight"] = torch.randn(rank, module.in_features)
         tensors[f"{key}.lora_up.weight"] = torch.randn(module.out_features, rank)
         tensors[f"{key}.alpha"] = torch.tensor(1.0 + place % 2)
+    return tensors
+
+
+def test_peft_reads_the_folder(tmp_path):
+    from peft import PeftModel
+
+    unet = tiny_unet()
+    tensors = lora_for(unet, "lora_unet_", "")
     adapter = read_adapter(tensors)
     folder = adapter.save(tmp_path / "peft", dialect="peft")
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
@@ -134,3 +145,50 @@ def test_embeddings_and_foreign_modules_are_kept(tmp_path):
     with pytest.raises(DialectError, match="some_novel_block"):
         adapter.save(tmp_path / "b.safetensors", dialect="diffusers")
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_diffusers_loads_unet_and_text_encoder(tmp_path):
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    encoder = CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=37, num_attention_heads=4,
+                                           num_hidden_layers=2, vocab_size=100, projection_dim=32))  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=None, text_encoder=encoder, tokenizer=None, unet=tiny_unet(), scheduler=DDIMScheduler(steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    tensors = lora_for(pipe.unet, "lora_unet_", "") | lora_for(encoder, "lora_te_", "text_model.")
+    adapter = read_adapter(tensors)
+    assert adapter.components == ("unet", "text_encoder")
+    adapter.save(tmp_path / "x.safetensors", dialect="diffusers")
+    pipe.load_lora_weights(tmp_path, weight_name="x.safetensors", adapter_name="x")
+    seen = 0
+    for component in ("unet", "text_encoder"):
+        for name, module in getattr(pipe, component).named_modules():
+            if getattr(module, "lora_A", None):
+                whole = name if component == "unet" else models.canonical(name)
+                theirs = module.get_delta_weight("x")
+                ours = adapter.targets[component, whole].weight_delta(torch.zeros_like(theirs))
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+                seen += 1
+    assert seen == len(adapter.targets)
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "comfy", "lycoris", "peft", "kohya"])
+@pytest.mark.parametrize("names", ["diffusers", "original"])
+def test_kohya_comes_back_with_the_same_bits(dialect, names, tmp_path):
+    tensors = small("sdxl-kohya-lora-sgm", 20)
+    tensors = {key: t.half() if not key.endswith("alpha") else torch.tensor(8.0).half() for key, t in tensors.items()}
+    if names == "diffusers":
+        adapter = read_adapter(tensors)
+        flat = {keys[0].split(".")[0]: t.module.replace(".", "_") for t, keys in adapter.keys.items()}
+        tensors = {
+            f"lora_unet_{flat[key.split('.')[0]]}.{key.split('.', 1)[1]}": tensor for key, tensor in tensors.items()
+        }
+    there = read_adapter(tensors).save(tmp_path / "a.safetensors", dialect=dialect)
+    back = read_adapter(there).save(tmp_path / "b.safetensors", dialect="kohya")
+    from safetensors.torch import load_file
+
+    found = load_file(back)
+    assert set(found) == set(tensors)
+    assert all(found[key].dtype == t.dtype and torch.equal(found[key], t) for key, t in tensors.items())

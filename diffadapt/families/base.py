@@ -25,6 +25,7 @@ class Family:
     slots: what dialects call a component (see `dialects.base.Slot`) -> component. One that is missing is not there.
     widths: what shapes say. attention: the attention containers of the full-size model -> their depth; () if untold.
     base_models: lower-case beginnings of what metadata call it. native: whether Kohya files use the original names.
+    rare: never the first guess without a width or a name that says so.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Family:
     attention: Mapping[str, int] = field(default_factory=dict)
     base_models: tuple[str, ...] = ()
     native: bool = False
+    rare: bool = False
 
     def names_of(self, slot: str | None) -> tuple[tuple[str, Names], ...]:
         """The components that a slot may mean, likeliest first: all where the file does not say; none."""

@@ -49,7 +49,12 @@ def choose(
     if len(found) > 1:
         names = [module.name for module in modules]
         order = {
-            family: (verdicts[family][1], not _named(family, base_model), strangers(family, names, found))
+            family: (
+                verdicts[family][1] > 0,
+                not _named(family, base_model),
+                family.rare and not verdicts[family][0],
+                strangers(family, names, found),
+            )
             for family in found
         }
         found.sort(key=lambda family: order[family])

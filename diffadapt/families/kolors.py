@@ -18,4 +18,5 @@ KOLORS = Family(
     attention=ATTENTION,
     base_models=("kolors",),
     native=True,
+    rare=True,
 )

@@ -21,4 +21,5 @@ SDXL_REFINER = Family(
     attention={"down_blocks.1": 4, "down_blocks.2": 4, "mid_block": 4, "up_blocks.1": 4, "up_blocks.2": 4},
     base_models=("stable-diffusion-xl-v1-refiner",),
     native=True,
+    rare=True,
 )  # fmt: skip
