@@ -61,7 +61,9 @@ def refuse(keys: Collection[str], name: str) -> None:
 
 
 def _is_attribute(key: str) -> bool:
-    """Whether the key is a module's own weight or bias, not an adapter's."""
+    """Whether the key is a module's own weight or bias, not an adapter's (of a dialect still unknown: "..._lora1.")."""
+    if "lora" in key:
+        return False
     ending = split_role(key)
     return ending is None or ending.role in ("weight", "bias")
 

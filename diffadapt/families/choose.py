@@ -22,6 +22,7 @@ class Module(NamedTuple):
     tensors: Mapping[str, Tensor]
 
 
+_DENOISERS = frozenset({"denoiser", "unet", "transformer", "prior"})
 Kind = tuple[str | None, str]
 """Slot and skeleton: modules of one kind differ in their counters only."""
 
@@ -40,9 +41,12 @@ def choose(
         kind = (module.slot, skeleton_of(module.name)[0])
         kinds.setdefault(kind, module)
         counts[kind] += 1
-    covered = {family: sum(n for kind, n in counts.items() if _knows(family, kind)) for family in families}
+    # Text encoders are shared by many families: they name none where the denoiser is a stranger.
+    denoiser = [kind for kind in kinds if kind[0] in _DENOISERS]
+    able = [f for f in families if not denoiser or any(_knows(f, kind) for kind in denoiser)]
+    covered = {family: sum(n for kind, n in counts.items() if _knows(family, kind)) for family in able}
     most = max(covered.values(), default=0)
-    found = [family for family in families if most and covered[family] == most]
+    found = [family for family in able if most and covered[family] == most]
     verdicts = {family: width_verdict(family, kinds.values()) for family in found}
     agreeing = [family for family in found if verdicts[family][0] > 0 and verdicts[family][1] == 0]
     found = agreeing or found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffadapt.errors import NotAnAdapterError
+from diffadapt.errors import DialectError, NotAnAdapterError
 from diffadapt.reading import read_adapter
 from tests.families import models
 
@@ -39,6 +39,12 @@ def test_a_whole_unet_is_refused(family):
     tensors = {key: torch.zeros(1) for key in models.unet(family).state_dict()}
     with pytest.raises(NotAnAdapterError, match="from_pretrained"):
         read_adapter(tensors)
+
+
+def test_unknown_adapters_are_not_called_models():
+    keys = [f"double_blocks.{i}.processor.qkv_lora1.down.weight" for i in range(9)]
+    with pytest.raises(DialectError, match="no dialect"):
+        read_adapter({key: torch.ones(2, 2) for key in keys})
 
 
 def test_adapters_of_such_models_are_read():

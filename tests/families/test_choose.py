@@ -87,3 +87,11 @@ def test_unknown_modules_of_a_known_component_are_foreign():
     (foreign,) = adapter.foreign
     assert foreign == ("unet", "mid_block_novelty_5_thing", True)
     assert adapter.foreign_keys[foreign][0].startswith("lora_unet_mid_block_novelty")
+
+
+def test_text_encoders_name_no_family_beside_a_strange_denoiser():
+    tensors = lora("lora_te1_", "text_model_encoder_layers_0_mlp_fc1", inputs=768)
+    tensors |= lora("lora_unet_", "some_strange_blocks_0_attn_qkv", inputs=3072)
+    adapter = read_adapter(tensors)
+    assert adapter.candidates == ()
+    assert {foreign.component for foreign in adapter.foreign} == {None, "text_encoder"}
