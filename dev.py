@@ -3,7 +3,7 @@
     python3.11 dev.py demo     the main job on tiny models: load, mix, generate, merge, restore (a minute once set up)
     python3.11 dev.py test     the test suite; further arguments go to pytest
     python3.11 dev.py check    ruff (lint and format) and mypy
-    python3.11 dev.py bench    the benchmarks; further arguments go to benchmarks/run.py
+    python3.11 dev.py bench    the benchmarks; further arguments name the questions
     python3.11 dev.py setup    only what each of the others does first: make or update the virtual environment .venv
 
 Uses nothing but the standard library. The environment is set up once, and again when pyproject.toml changes.
@@ -119,10 +119,15 @@ def check(arguments: Sequence[str]) -> int:
 
 def bench(arguments: Sequence[str]) -> int:
     """Run the benchmarks and write their results into README.md."""
-    return run(PYTHON, "benchmarks/run.py", *arguments, check=False)
+    return run(PYTHON, "-m", "benchmarks.run", *arguments, check=False)
 
 
-COMMANDS = {"demo": demo, "test": test, "check": check, "bench": bench, "setup": lambda arguments: 0}
+def done(arguments: Sequence[str]) -> int:
+    """Nothing more than the setup."""
+    return 0
+
+
+COMMANDS = {"demo": demo, "test": test, "check": check, "bench": bench, "setup": done}
 
 
 def main() -> int:

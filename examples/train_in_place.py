@@ -41,7 +41,7 @@ def main() -> None:
     losses = []
     for step in range(30):
         loss = nn.functional.mse_loss(pipe.unet(*tiny.inputs()).sample, target)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad()
         losses.append(loss.item())
