@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffadapt.adapter import Adapter
 from diffadapt.errors import StackError
+from diffadapt.inject.placement import LINEAR
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.stack import PipelineAdapters
 from diffadapt.reading import read_adapter
@@ -45,6 +46,7 @@ def load_adapter(
     *,
     adapter_name: str | None = None,
     weight: Strength = 1.0,
+    strength: str = LINEAR,
     strict: bool = False,
     trainable: bool = False,
     alpha: float | None = None,
@@ -56,6 +58,9 @@ def load_adapter(
         an `Adapter`. reading: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, ..., as
         in Diffusers.
     adapter_name: default: the source's name. alpha: overrides the file's, for files that lost theirs.
+    strength: how the effect follows `weight`. "linear": W + weight * delta, for every algorithm; or a trainer's own
+        rule: "stage" (LyCORIS' OFT and BOFT) and "geodesic" (the scaled generator, still a rotation) for rotations,
+        "lycoris" and "peft" for DoRA. What has no such rule in the file stays linear.
     strict: raise where a key finds no module. trainable: gradients flow into the adapter's tensors
         (`pipe.adapters.parameters(name)`).
     Raises DiffAdaptError of the fitting kind; the pipeline is then exactly as before.
@@ -63,7 +68,7 @@ def load_adapter(
     adapter = read_adapter(source, alpha=alpha, **reading)
     stack: PipelineAdapters = pipeline.adapters
     name = adapter_name or free_name(adapter.name, stack)
-    return stack.add(adapter, name, weight, strict=strict, trainable=trainable)
+    return stack.add(adapter, name, weight, rule=strength, strict=strict, trainable=trainable)
 
 
 def free_name(source: str, stack: PipelineAdapters) -> str:

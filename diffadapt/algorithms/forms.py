@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -51,14 +52,14 @@ class LowRank(Form):
 
     down: (r, in) for Linear, (r, in/groups, *kernel) for convolutions, (r, num) for embeddings. up: (out, r); for
     embeddings (dim, r), the delta being transposed. Tensors may be the file's own, in its dtype.
-    mask_rank: None, or the length of the delta's `rank_mask(progress)`: rank entry i then acts only while
-    mask[i % mask_rank] is 1 (T-LoRA's ranks follow the timestep).
+    mask: None, or a function of the progress through denoising, 0 (pure noise) to 1 (clean), that gives (r,) factors of
+    the ranks (T-LoRA's ranks follow the timestep).
     """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
-    mask_rank: int | None = None
+    mask: Callable[[float], Tensor] | None = None
 
     @property
     def rank(self) -> int:

@@ -79,6 +79,10 @@ class TLoRA(Delta):
         active = int(progress**self.exponent * (self.rank - self.min_rank)) + self.min_rank
         return (torch.arange(self.rank) < active).float()
 
+    def pair_mask(self, progress: float) -> Tensor:
+        """(2r,) factors of the ranks of `pair`: the trained half and the base's half follow one mask."""
+        return self.rank_mask(progress).repeat(2)
+
     def _base(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The singular triples that training began with: P0 (out, r), lambda0 (r,), Q0 (r, in), in float32."""
         u, s, vh = torch.linalg.svd(f32(weight).flatten(1), full_matrices=False)
@@ -99,7 +103,7 @@ class TLoRA(Delta):
         up = f32(self.p, weight).flatten(1) * f32(self.singular, weight).flatten()
         down = torch.cat([f32(self.q, weight).flatten(1), q0])
         down = down.reshape(2 * self.rank, *weight.shape[1:])
-        return LowRank(down, torch.cat([up, -p0 * s0], dim=1), self.alpha / self.rank, mask_rank=self.rank)
+        return LowRank(down, torch.cat([up, -p0 * s0], dim=1), self.alpha / self.rank, self.pair_mask)
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         """The change with all ranks in use, as at the end of denoising."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,8 @@ class Pack:
     down: Tensor | None = None
     up: Tensor | None = None
     spans: list[tuple[int, int]] = field(default_factory=list)
+    masks: list[tuple[int, int, Callable[[float], Tensor]]] = field(default_factory=list)
+    """Runs of rank rows whose scales follow the progress through denoising."""
     inputs: tuple[Part, ...] = ()
     outputs: tuple[Part, ...] = ()
     branches: tuple[Part, ...] = ()
@@ -80,6 +82,7 @@ def build_pack(
     owners: list[int] = []
     factors: list[float] = []
     spans: list[tuple[int, int]] = []
+    masks: list[tuple[int, int, Callable[[float], Tensor]]] = []
     downs: list[Tensor] = []
     ups: list[Tensor] = []
     for entry, own in enumerate(pairs):
@@ -87,6 +90,8 @@ def build_pack(
         for pair in own:
             downs.append(_down(pair, layer, device, dtype))
             ups.append(pair.up.to(device, dtype))
+            if pair.mask is not None:
+                masks.append((len(owners), len(owners) + pair.rank, pair.mask))
             owners += [entry] * pair.rank
             factors += [pair.scale] * pair.rank
         spans.append((start, len(owners)))
@@ -104,6 +109,7 @@ def build_pack(
         down=(downs[0] if len(downs) == 1 else torch.cat(downs)) if downs else None,
         up=(ups[0] if len(ups) == 1 else torch.cat(ups, dim=1)) if ups else None,
         spans=spans,
+        masks=masks,
         inputs=tuple(p for p in parts if isinstance(p.form, InputChange)),
         outputs=tuple(p for p in parts if isinstance(p.form, OutputChange)),
         branches=tuple(p for p in parts if isinstance(p.form, Branch)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
-from diffadapt.errors import AlgorithmError, TargetError
+from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
 from diffadapt.inject.locate import Component
 from diffadapt.inject.scaling import Strength
@@ -26,28 +26,69 @@ class UnmatchedKeysWarning(UserWarning):
     """Some keys of a file found no module in the pipeline."""
 
 
-@dataclass(frozen=True, eq=False)
+LINEAR = "linear"
+"""The strength rule of everything unless asked otherwise: W' = W + m * delta(W)."""
+
+
+@dataclass(eq=False)
 class Placement:
-    """One delta at its module. key: (component, the path this model has); source: the key the adapter has for it."""
+    """One delta at its module, and the strength it has there.
+
+    key: (component, the path this model has); source: the key the adapter has for it. rule: "linear", or a trainer's
+    own rule, under which every strength has a delta of its own (made from `delta`, the file's).
+    """
 
     key: TargetKey
     source: TargetKey
     module: nn.Module
     layer: Layer
     entry: Entry
+    delta: Delta
+    rule: str = LINEAR
+    value: float = 0.0
+
+    def put(self, value: float) -> bool:
+        """Take a strength; whether the entry's delta is another one now."""
+        changed = self.rule != LINEAR and value not in (0.0, self.value)
+        if changed:
+            self.entry.delta = self.delta.at_strength(value, self.rule)
+        self.value = value
+        return changed
+
+    def move(self, device: torch.device | str | int) -> None:
+        """Keep the delta's tensors on a device."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                return tensor.to(device)
+            tensor.data = tensor.data.to(device)  # still the parameter that an optimizer holds
+            return tensor
+
+        same = self.entry.delta is self.delta
+        self.delta = self.delta.map_tensors(moved)
+        self.entry.delta = self.delta if same else self.entry.delta.map_tensors(moved)
+
+    @property
+    def multiplier(self) -> float:
+        """What the entry's delta is multiplied by at this strength."""
+        return self.value if self.rule == LINEAR else float(self.value != 0.0)
 
 
 @dataclass(eq=False)
 class Loaded:
-    """An adapter on a pipeline: its placements, the strength in force and its value at every placement."""
+    """An adapter on a pipeline: its placements and the strength in force, as it was given."""
 
     name: str
     adapter: Adapter
     placements: list[Placement]
     report: LoadReport
     embeddings: InstalledEmbeddings
-    strength: Strength = 1.0
-    values: list[float] = field(default_factory=list)
+    strength: Strength = 0.0
+
+    @property
+    def values(self) -> list[float]:
+        """The strength at every placement."""
+        return [p.value for p in self.placements]
 
     @property
     def keys(self) -> list[TargetKey]:
@@ -124,12 +165,23 @@ def _leftover_keys(
     return tuple(keys)
 
 
+def _rule(delta: Delta, rule: str) -> str:
+    """The rule, where the delta knows it; what does not is linear under every rule (a LoRA beside a DoRA)."""
+    if rule != LINEAR:
+        try:
+            delta.at_strength(0.5, rule)
+        except AlgorithmError:
+            return LINEAR
+    return rule
+
+
 def place(
-    adapter: Adapter, name: str, parts: Mapping[str, Component], *, strict: bool, trainable: bool, owner: Any
+    adapter: Adapter, name: str, parts: Mapping[str, Component], *, rule: str, strict: bool, trainable: bool, owner: Any
 ) -> Loaded:
     """Find and check a module for every delta. Changes nothing.
 
-    Raises TargetError where nothing matches, a shape differs, or (`strict`) a key is left over.
+    Raises TargetError where nothing matches, a shape differs, or (`strict`) a key is left over; StackError for a
+    strength rule that none of the deltas knows.
     """
     found, missing = _find(adapter, parts)
     embeddings = InstalledEmbeddings.plan(adapter, owner)
@@ -153,8 +205,14 @@ def place(
                 f"{adapter.name}: {'.'.join(key)} does not fit: {error} The file is for "
                 f"{adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}."
             ) from error
-        entry = Entry(name, _trainable(delta) if trainable else delta, 0.0, trainable)
-        placements.append(Placement(key, source, module, layer, entry))
+        used = _trainable(delta) if trainable else delta
+        placements.append(
+            Placement(key, source, module, layer, Entry(name, used, 0.0, trainable), used, _rule(used, rule))
+        )
+    if rule != LINEAR and all(p.rule == LINEAR for p in placements):
+        raise StackError(
+            f"{adapter.name}: none of its algorithms ({', '.join(adapter.algorithms)}) has a rule {rule!r}."
+        )
     leftover = _leftover_keys(adapter, {**found, **{key: None for key, _ in found.values()}}, parts)
     report = _report(adapter, name, placements, total, leftover, missing, embeddings)
     if leftover or missing:

@@ -59,6 +59,7 @@ class Slot:
         self.entries: list[Entry] = []
         self.pack: Pack | None = None
         self.on_merged = False
+        self.progress = 1.0
         self._plain: Tensor | None = None
         self._plains: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
@@ -128,12 +129,15 @@ class Slot:
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> Pack:
         pack = build_pack([self._forms(e) for e in self.entries], self.layer, self.base_bias(), device, dtype)
-        self.write_scales(pack)
+        pack.scales.copy_(torch.tensor(self.scales(pack), dtype=torch.float32))
         return pack
 
-    def write_scales(self, pack: Pack) -> None:
+    def scales(self, pack: Pack) -> list[float]:
+        """What the pack's vector of scales is to hold now."""
         values = [self.entries[o].multiplier * f for o, f in zip(pack.owners, pack.factors, strict=True)]
-        pack.scales.copy_(torch.tensor(values, dtype=torch.float32))
+        for start, stop, mask in pack.masks:
+            values[start:stop] = [v * m for v, m in zip(values[start:stop], mask(self.progress).tolist(), strict=True)]
+        return values
 
     # -- the hooks ---------------------------------------------------------------------------------------------
 
@@ -236,4 +240,4 @@ class Slot:
         return turned + part.form.outputs.change(turned, self.layer) - plain
 
     def _as_channels(self, vector: Tensor, like: Tensor) -> Tensor:
-        return vector.view(-1, *(1,) * (like.ndim - 2)) if self.layer.kind == "conv" else vector
+        return vector.view(-1, *(1,) * (like.ndim - 2)) if self.layer.channel_dim == 1 else vector

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.errors import StackError
-from diffadapt.inject.fused import FusedProjections
-from diffadapt.inject.locate import Component, components, weight_of
+from diffadapt.inject.live import LiveSlots
+from diffadapt.inject.locate import Component, components
 from diffadapt.inject.merge import Remember
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, Wanted
-from diffadapt.inject.placement import Loaded, Placement, place
+from diffadapt.inject.placement import LINEAR, Loaded, place
 from diffadapt.inject.scaling import Strength, multipliers
-from diffadapt.inject.slot import Slot
 from diffadapt.report import LoadReport, MergeReport
 
 
@@ -32,12 +31,10 @@ class PipelineAdapters:
     def __init__(self, owner: Any) -> None:
         self._owner = owner
         self._loaded: dict[str, Loaded] = {}
-        self._slots: dict[TargetKey, Slot] = {}
         self._merged = MergedWeights()
         self._options: MergeOptions | None = None
         self._enabled = True
-        self._scale = 1.0
-        self._fused = FusedProjections()
+        self._live = LiveSlots(owner, self._merged)
 
     # -- what is there -----------------------------------------------------------------------------------------
 
@@ -119,37 +116,34 @@ class PipelineAdapters:
     # -- loading and removing ----------------------------------------------------------------------------------
 
     def add(
-        self, adapter: Adapter, name: str, strength: Strength = 1.0, *, strict: bool = False, trainable: bool = False
+        self,
+        adapter: Adapter,
+        name: str,
+        strength: Strength = 1.0,
+        *,
+        rule: str = LINEAR,
+        strict: bool = False,
+        trainable: bool = False,
     ) -> LoadReport:
-        """Put an adapter on the stack. Used by `load_adapter`, which reads it first.
+        """Put an adapter on the stack. Used by `load_adapter`, which reads it first and tells of the arguments.
 
         Raises StackError for a name in use, TargetError where the adapter does not fit; the pipeline is then as before.
         """
         if name in self._loaded:
             raise StackError(f"An adapter named {name!r} is loaded already; remove it first or choose another name.")
         parts = self.components()
-        loaded = place(adapter, name, parts, strict=strict, trainable=trainable, owner=self._owner)
+        loaded = place(adapter, name, parts, rule=rule, strict=strict, trainable=trainable, owner=self._owner)
         values = self._resolve(loaded, strength, parts)
         loaded.embeddings.install(self._owner)
         self._loaded[name] = loaded
-        for placement in loaded.placements:
-            slot = self._slots.get(placement.key) or self._new_slot(placement)
-            slot.entries.append(placement.entry)
-            slot.invalidate()
-            slot.attach()
+        self._live.add(loaded)
         try:
             self._apply({name: (strength, values)})
         except BaseException:
             self._drop(name)
             raise
-        self._fused.watch(parts, self._slots)
+        self._live.follow(parts, self._loaded.values())
         return loaded.report
-
-    def _new_slot(self, placement: Placement) -> Slot:
-        key = placement.key
-        slot = Slot(placement.module, placement.layer, BaseWeight(self, key, placement.module))
-        self._slots[key] = slot
-        return slot
 
     def remove(self, name: str) -> None:
         """Take an adapter off the pipeline: also out of merged weights, and its embeddings out of the tokenizers."""
@@ -160,14 +154,9 @@ class PipelineAdapters:
 
     def _drop(self, name: str) -> None:
         loaded = self._loaded.pop(name)
-        for placement in loaded.placements:
-            slot = self._slots[placement.key]
-            slot.entries.remove(placement.entry)
-            slot.invalidate()
-            if not slot.entries:
-                slot.detach()
-                del self._slots[placement.key]
+        self._live.drop(loaded)
         loaded.embeddings.uninstall(self._owner)
+        self._live.follow(self.components(), self._loaded.values())
 
     def clear(self) -> None:
         """Remove every adapter."""
@@ -189,16 +178,9 @@ class PipelineAdapters:
 
     def move(self, name: str, device: torch.device | str | int) -> None:
         """Keep an adapter's tensors on a device. Wherever they are, they are copied to where their modules compute."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                return tensor.to(device)
-            tensor.data = tensor.data.to(device)  # still the parameter that an optimizer holds
-            return tensor
-
         for placement in self._get(name).placements:
-            placement.entry.delta = placement.entry.delta.map_tensors(moved)
-            self._slots[placement.key].invalidate()
+            placement.move(device)
+            self._live.slots[placement.key].invalidate()
 
     # -- strengths ---------------------------------------------------------------------------------------------
 
@@ -228,7 +210,9 @@ class PipelineAdapters:
 
     def _apply(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
         """Put strengths in force, live and merged; on failure put the old ones back."""
-        before = {n: (self._loaded[n].strength, self._loaded[n].values) for n in changes}
+        before: dict[str, tuple[Strength, Sequence[float]]] = {
+            n: (self._loaded[n].strength, self._loaded[n].values) for n in changes
+        }
         self._write(changes)
         if self._options is None:
             return
@@ -241,39 +225,37 @@ class PipelineAdapters:
 
     def _write(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
         for name, (strength, values) in changes.items():
-            self._loaded[name].strength, self._loaded[name].values = strength, list(values)
+            loaded = self._loaded[name]
+            loaded.strength = strength
+            for placement, value in zip(loaded.placements, values, strict=True):
+                self._live.put(placement, value)
         self._refresh()
 
     def _refresh(self) -> None:
-        """Write what is in force into entries and into the scales of built packs: one copy for all of them."""
-        for name, loaded in self._loaded.items():
-            for placement, value in zip(loaded.placements, loaded.values, strict=True):
-                key = placement.key
-                own = key in self._merged and self._options is not None and self._options.takes(name, key.component)
-                placement.entry.multiplier = 0.0 if own or not self._enabled else value * self._scale
-        packs = [(slot, slot.pack) for slot in self._slots.values() if slot.pack is not None]
-        if not packs:
-            return
-        flat = [
-            slot.entries[o].multiplier * f
-            for slot, pack in packs
-            for o, f in zip(pack.owners, pack.factors, strict=True)
-        ]
-        values = torch.tensor(flat, dtype=torch.float32)
-        sources = torch.split(values, [len(pack.owners) for _, pack in packs])
-        with torch.no_grad():
-            torch._foreach_copy_([pack.scales for _, pack in packs], list(sources))
+        self._live.refresh(self._loaded.values(), self._hidden)
+
+    def _hidden(self, name: str, key: TargetKey) -> bool:
+        """Whether an adapter does nothing live at a module: all are disabled, or this one is in the weight."""
+        merged = key in self._merged and self._options is not None and self._options.takes(name, key.component)
+        return merged or not self._enabled
 
     @contextmanager
     def scaled(self, factor: float) -> Iterator[PipelineAdapters]:
         """For a while, multiply the strength of all that is live. What is merged is part of the weights and stays."""
-        before, self._scale = self._scale, self._scale * float(factor)
-        try:
-            self._refresh()
+        with self._live.scaled(factor, self._refresh):
             yield self
-        finally:
-            self._scale = before
-            self._refresh()
+
+    @property
+    def progress(self) -> float:
+        """How far denoising has come, 0 (pure noise) to 1: what adapters that depend on the timestep (T-LoRA) follow.
+
+        Read off the denoiser's timestep; set it by hand where the denoiser is compiled.
+        """
+        return self._live.progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._live.set_progress(value)
 
     def enable(self) -> None:
         """Put the active adapters in force again."""
@@ -329,10 +311,10 @@ class PipelineAdapters:
         options = self._options or MergeOptions()
         mix: dict[TargetKey, Wanted] = {}
         for name, loaded in self._loaded.items() if self._enabled else ():
-            for placement, value in zip(loaded.placements, loaded.values, strict=True):
-                if value != 0.0 and options.takes(name, placement.key.component):
+            for placement in loaded.placements:
+                if placement.value != 0.0 and options.takes(name, placement.key.component):
                     want = mix.setdefault(placement.key, Wanted(placement.module, placement.layer, []))
-                    want.deltas.append((value, placement.entry.delta))
+                    want.deltas.append((placement.multiplier, placement.entry.delta))
         report = self._merged.bring(mix, options, self._owner)
         self._settle()
         return report
@@ -340,9 +322,7 @@ class PipelineAdapters:
     def _settle(self) -> None:
         """After weights have changed: what is merged is no longer live, and the other way round."""
         self._refresh()
-        for key, slot in self._slots.items():
-            slot.rest_on(merged=key in self._merged)
-        self._fused.resync()
+        self._live.resync_fused()
 
     def unmerge(self, *, force: bool = False) -> None:
         """Restore the very bits of the base weights; the adapters are live again.
@@ -372,18 +352,6 @@ def _frozen(
     if isinstance(names, Mapping):
         return {component: tuple(group) for component, group in names.items()}
     return None if names is None else tuple(names)
-
-
-class BaseWeight:
-    """A module's weight before any merge: what a merge remembers of it, else the weight itself."""
-
-    def __init__(self, stack: PipelineAdapters, key: TargetKey, module: nn.Module) -> None:
-        self.stack, self.key, self.module = stack, key, module
-
-    @torch.no_grad()
-    def __call__(self) -> Tensor:
-        remembered = self.stack._merged.base_weight(self.key)
-        return weight_of(self.module) if remembered is None else remembered
 
 
 class _Disabled:

@@ -84,4 +84,3 @@ def gather_terms(deltas: Sequence[tuple[float, Delta]], layer: Layer, base: Tens
     left = None if not lefts else lefts[0] if len(lefts) == 1 else torch.cat(lefts, dim=1)
     right = None if not rights else rights[0] if len(rights) == 1 else torch.cat(rights)
     return Terms(rows, columns, left, right, dense)
-

@@ -1,0 +1,133 @@
+"""The live side of a stack: the slots of all modules, and what is in force in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffadapt.adapter import TargetKey
+from diffadapt.inject.fused import FusedProjections
+from diffadapt.inject.locate import Component, weight_of
+from diffadapt.inject.merging import MergedWeights
+from diffadapt.inject.placement import Loaded, Placement
+from diffadapt.inject.progress import DENOISERS, FollowTimestep
+from diffadapt.inject.slot import Slot
+
+
+class LiveSlots:
+    """Every module that has live deltas. Strengths reach the modules here, and nowhere else."""
+
+    def __init__(self, owner: Any, merged: MergedWeights) -> None:
+        self._owner, self._merged = owner, merged
+        self.slots: dict[TargetKey, Slot] = {}
+        self._fused = FusedProjections()
+        self._scale = 1.0
+        self._progress = 1.0
+        self._followers: list[RemovableHandle] = []
+
+    # -- structure ---------------------------------------------------------------------------------------------
+
+    def add(self, loaded: Loaded) -> None:
+        """Hook the modules of an adapter; its strengths are 0 until `refresh`."""
+        for placement in loaded.placements:
+            slot = self.slots.get(placement.key)
+            if slot is None:
+                base = BaseWeight(self._merged, placement.key, placement.module)
+                slot = self.slots[placement.key] = Slot(placement.module, placement.layer, base)
+                slot.progress = self._progress
+            slot.entries.append(placement.entry)
+            slot.invalidate()
+            slot.attach()
+
+    def drop(self, loaded: Loaded) -> None:
+        """Take an adapter off its modules; a module without any has no hooks left."""
+        for placement in loaded.placements:
+            slot = self.slots[placement.key]
+            slot.entries.remove(placement.entry)
+            slot.invalidate()
+            if not slot.entries:
+                slot.detach()
+                del self.slots[placement.key]
+
+    def follow(self, parts: Mapping[str, Component], loaded: Iterable[Loaded]) -> None:
+        """Watch what the adapters on the stack depend on: fused projections, and the timestep where one needs it."""
+        self._fused.watch(parts, self.slots)
+        if not any(p.delta.live_only for adapter in loaded for p in adapter.placements):
+            for handle in self._followers:
+                handle.remove()
+            self._followers = []
+        elif not self._followers:
+            hook = FollowTimestep(self._owner, self.set_progress)
+            models = [parts[name].model for name in DENOISERS if name in parts]
+            self._followers = [model.register_forward_pre_hook(hook, with_kwargs=True) for model in models]
+
+    # -- what is in force --------------------------------------------------------------------------------------
+
+    def put(self, placement: Placement, value: float) -> None:
+        """Give a placement a strength; `refresh` puts it in force."""
+        if placement.put(value):
+            self.slots[placement.key].invalidate()
+
+    def refresh(self, loaded: Iterable[Loaded], hidden: Callable[[str, TargetKey], bool]) -> None:
+        """Put the placements' strengths in force. hidden: whether an adapter is out of force at a module, or merged."""
+        for adapter in loaded:
+            for placement in adapter.placements:
+                out = hidden(adapter.name, placement.key)
+                placement.entry.multiplier = 0.0 if out else placement.multiplier * self._scale
+        for key, slot in self.slots.items():
+            slot.rest_on(merged=key in self._merged)
+        self.write_scales()
+
+    def write_scales(self) -> None:
+        """Write the scales of all packs that are built, as one copy per device."""
+        packs = [(slot, slot.pack) for slot in self.slots.values() if slot.pack is not None]
+        if not packs:
+            return
+        values = torch.tensor([v for slot, pack in packs for v in slot.scales(pack)], dtype=torch.float32)
+        sources = torch.split(values, [len(pack.owners) for _, pack in packs])
+        with torch.no_grad():
+            torch._foreach_copy_([pack.scales for _, pack in packs], list(sources))
+
+    @contextmanager
+    def scaled(self, factor: float, refresh: Callable[[], None]) -> Iterator[None]:
+        """For a while, multiply the strength of all that is live."""
+        before, self._scale = self._scale, self._scale * float(factor)
+        try:
+            refresh()
+            yield
+        finally:
+            self._scale = before
+            refresh()
+
+    @property
+    def progress(self) -> float:
+        return self._progress
+
+    def set_progress(self, value: float) -> None:
+        """Tell how far denoising has come, to the deltas that follow it."""
+        if value != self._progress:
+            self._progress = value
+            for slot in self.slots.values():
+                slot.progress = value
+            self.write_scales()
+
+    def resync_fused(self) -> None:
+        """After weights have changed: fused projections hold copies of them."""
+        self._fused.resync()
+
+
+class BaseWeight:
+    """A module's weight before any merge: what a merge remembers of it, else the weight itself."""
+
+    def __init__(self, merged: MergedWeights, key: TargetKey, module: nn.Module) -> None:
+        self.merged, self.key, self.module = merged, key, module
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        remembered = self.merged.base_weight(self.key)
+        return weight_of(self.module) if remembered is None else remembered
