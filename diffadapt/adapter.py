@@ -85,6 +85,11 @@ class Adapter:
         return self.candidates[0] if self.candidates else None
 
     @property
+    def source(self) -> str:
+        """What messages call it: the file's name, else the adapter's."""
+        return self.path.name if self.path is not None else self.name
+
+    @property
     def algorithms(self) -> Mapping[str, int]:
         """How many targets each algorithm has."""
         return Counter(delta.algorithm for delta in (*self.targets.values(), *self.foreign.values()))

@@ -40,7 +40,7 @@ class InstalledEmbeddings:
                 width = encoder.get_input_embeddings().weight.shape[-1]
                 if vectors.shape[-1] != width:
                     raise TargetError(
-                        f"{adapter.name}: the embedding '{embedding.token}' has width {vectors.shape[-1]}, the "
+                        f"{adapter.source}: the embedding '{embedding.token}' has width {vectors.shape[-1]}, the "
                         f"pipeline's {component} has {width}: it is for another model."
                     )
                 steps.append((embedding.token, name, component, vectors.reshape(-1, width)))
@@ -62,8 +62,10 @@ class InstalledEmbeddings:
 
     def uninstall(self, owner: Any) -> None:
         """Take the tokens out again: the embedding matrix has its old rows and size."""
-        for token, tokenizer, encoder, _ in reversed(self.installed):
+        for token, tokenizer, encoder, vectors in reversed(self.installed):
+            # Diffusers splits a placeholder of several vectors into token, token_1, ..., and takes out those named.
+            tokens = [token, *(f"{token}_{i}" for i in range(1, vectors.shape[0]))]
             owner.unload_textual_inversion(
-                tokens=token, tokenizer=getattr(owner, tokenizer), text_encoder=getattr(owner, encoder)
+                tokens=tokens, tokenizer=getattr(owner, tokenizer), text_encoder=getattr(owner, encoder)
             )
         self.installed = []

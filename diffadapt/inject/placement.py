@@ -188,7 +188,7 @@ def place(
     total = len(adapter.targets) + len(adapter.foreign)
     if not found and not embeddings.tokens:
         raise TargetError(
-            f"{adapter.name}: none of its {total} modules is in this pipeline. The file is a {adapter.dialect} adapter "
+            f"{adapter.source}: none of its {total} modules is in this pipeline. The file is a {adapter.dialect} adapter "
             f"for {adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}"
             + (f", and has no module {missing[0]!r}." if missing else ".")
         )
@@ -202,7 +202,7 @@ def place(
             delta.check(layer)
         except AlgorithmError as error:
             raise TargetError(
-                f"{adapter.name}: {'.'.join(key)} does not fit: {error} The file is for "
+                f"{adapter.source}: {'.'.join(key)} does not fit: {error} The file is for "
                 f"{adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}."
             ) from error
         used = _trainable(delta) if trainable else delta
@@ -211,15 +211,15 @@ def place(
         )
     if rule != LINEAR and all(p.rule == LINEAR for p in placements):
         raise StackError(
-            f"{adapter.name}: none of its algorithms ({', '.join(adapter.algorithms)}) has a rule {rule!r}."
+            f"{adapter.source}: none of its algorithms ({', '.join(adapter.algorithms)}) has a rule {rule!r}."
         )
     leftover = _leftover_keys(adapter, {**found, **{key: None for key, _ in found.values()}}, parts)
     report = _report(adapter, name, placements, total, leftover, missing, embeddings)
     if leftover or missing:
-        message = f"{adapter.name}: {len(leftover) or len(missing)} keys match nothing in {describe(owner)}"
+        message = f"{adapter.source}: {len(leftover) or len(missing)} keys match nothing in {describe(owner)}"
         if strict:
             raise TargetError(f"{message}, and strict=True: {', '.join((leftover or tuple(missing))[:8])}")
-        warnings.warn(f"{message}; applied {len(placements)} of {total} modules.", UnmatchedKeysWarning, stacklevel=5)
+        warnings.warn(f"{message}; applied {len(placements)} of {total} modules.", UnmatchedKeysWarning, stacklevel=4)
     return Loaded(name, adapter, placements, report, embeddings)
 
 
@@ -234,7 +234,7 @@ def _report(
 ) -> LoadReport:
     about = adapter.metadata
     return LoadReport(
-        name, adapter.name, adapter.dialect, adapter.evidence, adapter.family,
+        name, adapter.source, adapter.dialect, adapter.evidence, adapter.family,
         {p.key: p.entry.delta.algorithm for p in placements}, total, adapter.ignored, leftover, tuple(missing),
         tuple(embeddings.tokens), about.trainer, about.base_model, about.ranks, about.alphas, about.trigger_words,
     )  # fmt: skip

@@ -83,7 +83,7 @@ def test_to_dtype_moves_the_adapters_with_the_model(pipe):
 
 
 def test_packs_follow_the_activations_to_another_device(lycoris_files):
-    """"meta" stands in for a device that this machine may not have."""
+    """ "meta" stands in for a device that this machine may not have."""
     pipe = loaded(lycoris_files, ("lora",))
     tiny.run(pipe.unet)
     linear = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q

@@ -48,7 +48,9 @@ def test_strength_is_linear_in_the_weights(name, lycoris_files):
         assert float((change(strength) - strength * full).norm() / full.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(["dora", "dora_in", "oft", "boft_rescaled", "glora", "lokr_dora", "ia3", "loha"], 2))
+@pytest.mark.parametrize(
+    "pair", itertools.combinations(["dora", "dora_in", "oft", "boft_rescaled", "glora", "lokr_dora", "ia3", "loha"], 2)
+)
 def test_live_equals_merged_for_any_stack(pair, lycoris_files):
     pipe = diffadapt.enable(tiny.sd())
     base = tiny.run(pipe.unet)
