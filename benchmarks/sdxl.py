@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils.logging import set_verbosity_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 RANK = 32
+set_verbosity_error()
 
 
 def unet(dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionModel:
