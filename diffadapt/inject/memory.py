@@ -18,7 +18,7 @@ from torch import Tensor
 from diffadapt.inject.codec import INTEGERS, from_ordered, ordered, pack, unpack
 from diffadapt.inject.terms import Terms
 
-_MASK = (1 << 63) - 1
+MASK = (1 << 63) - 1
 
 
 def checksum(weight: Tensor) -> int:
@@ -33,7 +33,7 @@ def checksum(weight: Tensor) -> int:
         flat = flat[split:]
     if flat.numel():
         total += int(flat.view(INTEGERS[size]).sum(dtype=torch.int64))
-    return total & _MASK
+    return total & MASK
 
 
 class Memory(ABC):
@@ -54,8 +54,14 @@ class Memory(ABC):
 class CopyMemory(Memory):
     kind = "copy"
 
-    def __init__(self, weight: Tensor) -> None:
-        self.tensor = weight.detach().clone()
+    def __init__(self, weight: Tensor, room: Tensor | None = None) -> None:
+        """Memory for a copy of the weight, to be filled by whoever changes it.
+
+        room: a tensor that nobody needs any more, used where it fits: fresh memory costs more than the copy.
+        """
+        fits = room is not None and room.shape == weight.shape and room.stride() == weight.stride()
+        same = room is not None and room.dtype == weight.dtype and room.device == weight.device
+        self.tensor = room if room is not None and fits and same else torch.empty_like(weight.detach())
 
     def base(self, merged: Tensor) -> Tensor:
         return self.tensor

@@ -13,7 +13,7 @@ from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
 from diffadapt.inject.locate import weight_of
-from diffadapt.inject.memory import CodeMemory, CopyMemory, FileMemory, Memory, checksum
+from diffadapt.inject.memory import MASK, CodeMemory, CopyMemory, FileMemory, Memory, checksum
 from diffadapt.inject.terms import Terms, gather_terms
 from diffadapt.report import LayerMerge
 
@@ -86,6 +86,12 @@ class MergedModule:
                 merged.restore(getattr(self.module, name).data)
 
     @property
+    def room(self) -> Tensor | None:
+        """The memory of the weight's copy, of no more use once the module is restored."""
+        memory = self.weight.memory if self.weight is not None else None
+        return memory.tensor if isinstance(memory, CopyMemory) else None
+
+    @property
     def kept(self) -> list[Memory]:
         return [m.memory for m in (self.weight, self.bias) if m is not None]
 
@@ -130,11 +136,12 @@ def merge_module(
     remember: Remember,
     stored: Callable[[str], Tensor | None],
     max_loss: float | None = None,
+    room: Tensor | None = None,
 ) -> MergedModule | LayerMerge:
     """Merge deltas into a module that holds its base bits.
 
     stored: gives a parameter as the base's file holds it (for "file"), or None. max_loss: leave the module as it was,
-    and return only the measurement, where the relative loss by rounding is larger.
+    and return only the measurement, where the relative loss by rounding is larger. room: memory for a copy.
     """
     weight = module.weight.data
     assert isinstance(weight, Tensor)
@@ -143,13 +150,13 @@ def merge_module(
         result = measure(terms, weight)
         if max_loss is not None and result.loss > max_loss:
             return LayerMerge(result.survived, result.loss, live=True)
-        merged = _merge_weight(weight, terms, remember, lambda: stored("weight"))
+        merged = _merge_weight(weight, terms, remember, lambda: stored("weight"), room)
         bias = _merge_bias(module, deltas)
     return MergedModule(module, layer, list(deltas), merged, bias, result)
 
 
 def _merge_weight(
-    weight: Tensor, terms: Terms, remember: Remember, stored: Callable[[], Tensor | None]
+    weight: Tensor, terms: Terms, remember: Remember, stored: Callable[[], Tensor | None], room: Tensor | None
 ) -> MergedWeight | None:
     if terms.left is None and terms.dense is None:
         return None
@@ -157,18 +164,21 @@ def _merge_weight(
     ordered = weight.contiguous()
     flat = ordered.view(terms.rows, terms.columns)
     memory: Memory | None = None
+    total: int | None = None
     if remember == "file":
         mapped = stored()
         if mapped is not None and _same_bits(mapped, weight):
             memory = FileMemory(mapped)
+            total = add_in_place(flat, terms, None)
     if remember == "code":
         memory = CodeMemory.merge(flat, terms)
-    if not isinstance(memory, CodeMemory):
-        memory = memory or CopyMemory(weight)
-        add_in_place(flat, terms)
+    if memory is None:
+        memory = CopyMemory(ordered, room)
+        total = add_in_place(flat, terms, memory.tensor.view(flat.shape))
     if ordered is not weight:
         weight.copy_(ordered)
-    return MergedWeight(memory, checksum(weight), weight.dtype)
+        total = None
+    return MergedWeight(memory, checksum(weight) if total is None else total, weight.dtype)
 
 
 def _same_bits(mapped: Tensor, weight: Tensor) -> bool:
@@ -178,16 +188,26 @@ def _same_bits(mapped: Tensor, weight: Tensor) -> bool:
     return bool(torch.equal(cast.view(torch.uint8), weight.view(torch.uint8)))
 
 
-def add_in_place(flat: Tensor, terms: Terms) -> None:
-    """weight += sum, row block by row block; flat: (rows, columns), any floating dtype."""
-    if flat.dtype == torch.float32:
-        for start, stop in terms.blocks():
-            terms.add_to(flat[start:stop], start, stop)
-        return
-    scratch = terms.buffer(flat.device)
+def add_in_place(flat: Tensor, terms: Terms, copy: Tensor | None) -> int:
+    """weight += sum, row block by row block; returns the checksum of the result.
+
+    flat: (rows, columns), any floating dtype. copy: takes the base on the way, block by block while it is in the cache.
+    """
+    scratch = None if flat.dtype == torch.float32 else terms.buffer(flat.device)
+    aligned = terms.columns * flat.element_size() % 8 == 0 and flat.data_ptr() % 8 == 0
+    total = 0
     for start, stop in terms.blocks():
-        block, rows = scratch[: stop - start], flat[start:stop]
-        rows.copy_(terms.add_to(block.copy_(rows), start, stop))
+        rows = flat[start:stop]
+        if copy is not None:
+            copy[start:stop].copy_(rows)
+        if scratch is None:
+            terms.add_to(rows, start, stop)
+        else:
+            block = scratch[: stop - start]
+            rows.copy_(terms.add_to(block.copy_(rows), start, stop))
+        if aligned:
+            total += checksum(rows)
+    return total & MASK if aligned else checksum(flat)
 
 
 def _merge_bias(module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> MergedWeight | None:
@@ -202,5 +222,6 @@ def _merge_bias(module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> Mer
     for strength, change in changes:
         total = total + strength * change.to(total.device)
     memory = CopyMemory(base)
+    memory.tensor.copy_(base)
     base.copy_(total)
     return MergedWeight(memory, checksum(base), base.dtype)

@@ -55,6 +55,7 @@ class MergedWeights:
 
     def __init__(self) -> None:
         self.modules: dict[TargetKey, MergedModule] = {}
+        self._room: dict[TargetKey, Tensor] = {}
 
     def __contains__(self, key: TargetKey) -> bool:
         return key in self.modules
@@ -80,16 +81,17 @@ class MergedWeights:
         done: list[TargetKey] = []
         try:
             for key, merged in stale.items():
-                merged.restore()
-                undone[key] = self.modules.pop(key)
+                undone[key] = merged
+                self._restore(key)
             unchanged = len(self.modules)
             results.update((key, merged.result) for key, merged in self.modules.items())
             for key, want in wanted.items():
                 if key in self.modules:
                     continue
                 outcome = merge_module(
-                    want.module, want.layer, want.deltas, options.remember, _stored(files, key), limit
-                )
+                    want.module, want.layer, want.deltas, options.remember, _stored(files, key), limit,
+                    self._room.pop(key, None),
+                )  # fmt: skip
                 if isinstance(outcome, LayerMerge):
                     live[key] = f"{outcome.loss:.0%} of the change would be lost to the rounding of the weight's dtype"
                     continue
@@ -121,8 +123,10 @@ class MergedWeights:
         self, done: Sequence[TargetKey], undone: Mapping[TargetKey, MergedModule], options: MergeOptions
     ) -> None:
         for key in done:
-            self.modules.pop(key).restore()
+            self._restore(key)
         for key, merged in undone.items():
+            if key in self.modules:  # its turn had not come
+                continue
             # The same terms on the same base give the same bits again.
             again = merge_module(merged.module, merged.layer, merged.terms, options.remember, _stored(None, key))
             if isinstance(again, MergedModule):
@@ -142,7 +146,18 @@ class MergedWeights:
     def restore(self) -> None:
         """Put the base's very bits back everywhere."""
         for key in list(self.modules):
-            self.modules.pop(key).restore()
+            self._restore(key)
+
+    def _restore(self, key: TargetKey) -> None:
+        merged = self.modules[key]
+        merged.restore()
+        del self.modules[key]
+        if merged.room is not None:
+            self._room[key] = merged.room
+
+    def release(self) -> None:
+        """Give back the memory of copies that are of no more use; it is kept for the next merge until then."""
+        self._room.clear()
 
     def remembered(self) -> dict[str, int]:
         """Bytes kept for the way back, by kind."""

@@ -188,8 +188,8 @@ def place(
     total = len(adapter.targets) + len(adapter.foreign)
     if not found and not embeddings.tokens:
         raise TargetError(
-            f"{adapter.source}: none of its {total} modules is in this pipeline. The file is a {adapter.dialect} adapter "
-            f"for {adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}"
+            f"{adapter.source}: none of its {total} modules is in this pipeline. The file is a {adapter.dialect} "
+            f"adapter for {adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}"
             + (f", and has no module {missing[0]!r}." if missing else ".")
         )
     placements = []

@@ -157,6 +157,8 @@ class PipelineAdapters:
         self._live.drop(loaded)
         loaded.embeddings.uninstall(self._owner)
         self._live.follow(self.components(), self._loaded.values())
+        if not self._loaded:
+            self._merged.release()
 
     def clear(self) -> None:
         """Remove every adapter."""
@@ -324,14 +326,19 @@ class PipelineAdapters:
         self._refresh()
         self._live.resync_fused()
 
-    def unmerge(self, *, force: bool = False) -> None:
+    def unmerge(self, *, force: bool = False, release: bool = False) -> None:
         """Restore the very bits of the base weights; the adapters are live again.
+
+        The memory of the copies stays for the next merge, which fresh memory would slow down; `release=True`, or
+        removing the last adapter, gives it back.
 
         Raises MergeError where somebody else changed a merged weight in between; `force=True` restores all the same.
         """
         if not force:
             self._merged.check()
         self._merged.restore()
+        if release:
+            self._merged.release()
         self._options = None
         self._settle()
 
