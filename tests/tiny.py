@@ -122,7 +122,8 @@ def same_bits(model: nn.Module, before: dict[str, Tensor]) -> bool:
     """Whether the model's state dict has the same keys, in the same order, and the very same bits."""
     now = model.state_dict()
     return list(now) == list(before) and all(
-        now[k].dtype == v.dtype and torch.equal(now[k].view(torch.uint8), v.view(torch.uint8)) for k, v in before.items()
+        now[k].dtype == v.dtype and torch.equal(now[k].view(torch.uint8), v.view(torch.uint8))
+        for k, v in before.items()
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from diffadapt.errors import StackError
+from diffadapt.take_over.call_scale import ModelScale
 from diffadapt.take_over.methods import TakenOver
 
 METHODS = (
@@ -34,10 +35,22 @@ def take_over(pipe: Any) -> None:
         )
     own = vars(pipe)
     if _OWN not in own:
+        _share(pipe)
         taken = TakenOver(pipe)
         own[_OWN] = taken
         own.update({name: getattr(taken, name) for name in METHODS})
     own[_OWN].scale.watch()
+
+
+def _share(pipe: Any) -> None:
+    """Let a pipeline made of another's models (`from_pipe`) have its adapters too: they act on the models of both."""
+    models = {name: component.model for name, component in pipe.adapters.components().items()}
+    hooks = [found for name in models if (found := ModelScale.on(getattr(pipe, name))) is not None]
+    for stack in (stack for found in hooks for stack in found.stacks):
+        others = {name: component.model for name, component in stack.components().items()}
+        if not len(pipe.adapters) and all(others.get(name) is model for name, model in models.items()):
+            vars(pipe)["adapters"] = stack
+            return
 
 
 def give_back(pipe: Any) -> None:

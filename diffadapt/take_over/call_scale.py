@@ -7,7 +7,7 @@ PEFT's layers. Here a hook on each model and a stand-in for `encode_prompt` scal
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -19,25 +19,44 @@ KWARGS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"
 
 
 class ModelScale:
-    """The hooks on one model: every adapter is scaled while its forward runs, and no longer, however it ends."""
+    """The hooks on one model: every adapter is scaled while its forward runs, and no longer, however it ends.
 
-    def __init__(self, stack: PipelineAdapters, model: nn.Module) -> None:
-        self.stack, self.model = stack, model
-        self.running: AbstractContextManager[Any] | None = None
+    A model has one, however many pipelines share it. stacks: of the taken-over ones, one entry for each.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.stacks: list[PipelineAdapters] = []
+        self.running: ExitStack | None = None
         self.handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, always_call=True),
         ]
 
-    def remove(self) -> None:
+    @staticmethod
+    def on(model: nn.Module) -> ModelScale | None:
+        """The hooks that a model has already."""
+        owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+        return next((owner for owner in owners if isinstance(owner, ModelScale)), None)
+
+    def release(self, stack: PipelineAdapters) -> None:
+        """One pipeline less; the last one takes the hooks away."""
         self.stop()
-        for handle in self.handles:
-            handle.remove()
+        self.stacks.remove(stack)
+        if not self.stacks:
+            for handle in self.handles:
+                handle.remove()
+
+    def start(self, factor: float) -> None:
+        with ExitStack() as entered:
+            for stack in {id(stack): stack for stack in self.stacks}.values():
+                entered.enter_context(stack.scaled(factor))
+            self.running = entered.pop_all()
 
     def stop(self) -> None:
         if self.running is not None:
             running, self.running = self.running, None
-            running.__exit__(None, None, None)
+            running.close()
 
     def before(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -46,8 +65,7 @@ class ModelScale:
         for name in KWARGS:
             given = kwargs.get(name)
             if isinstance(given, dict) and given.get("scale") is not None:
-                self.running = self.stack.scaled(given["scale"])
-                self.running.__enter__()
+                self.start(given["scale"])
                 if getattr(model, "peft_config", None):  # Diffusers scales PEFT's layers by it
                     return None
                 rest = {key: value for key, value in given.items() if key != "scale"}
@@ -86,21 +104,23 @@ class CallScale:
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.models: list[ModelScale] = []
+        self.models: list[tuple[ModelScale, PipelineAdapters]] = []
         if hasattr(type(pipe), "encode_prompt"):
             vars(pipe)["encode_prompt"] = EncodePrompt(pipe)
 
     def watch(self) -> None:
         """Hook the models that the pipeline has now."""
         stack: PipelineAdapters = self.pipe.adapters
-        models = [getattr(self.pipe, name) for name in stack.components()]
-        if [id(hooks.model) for hooks in self.models] != [id(model) for model in models]:
+        models = [getattr(self.pipe, name) for name in stack.components() if hasattr(self.pipe, name)]
+        if [id(hooks.model) for hooks, _ in self.models] != [id(model) for model in models]:
             self.unhook()
-            self.models = [ModelScale(stack, model) for model in models]
+            self.models = [(ModelScale.on(model) or ModelScale(model), stack) for model in models]
+            for hooks, _ in self.models:
+                hooks.stacks.append(stack)
 
     def unhook(self) -> None:
-        for hooks in self.models:
-            hooks.remove()
+        for hooks, stack in self.models:
+            hooks.release(stack)
         self.models = []
 
     def remove(self) -> None:

@@ -73,6 +73,35 @@ def test_a_copy_has_its_own(ours) -> None:
     assert ours.get_active_adapters() == ["a"]
 
 
+def test_pipelines_of_the_same_models_share_their_adapters(ours) -> None:
+    """As in Diffusers, where adapters live in the models: `StableDiffusionImg2ImgPipeline(**pipe.components)`."""
+    ours.load_lora_weights(lora(ours, 1), adapter_name="a")
+    full, half = run(ours), run(ours, cross_attention_kwargs={"scale": 0.5})
+    other = diffadapt.enable(StableDiffusionPipeline(**ours.components, requires_safety_checker=False), take_over=True)
+    assert other.get_active_adapters() == ["a"]
+    other.load_lora_weights(lora(ours, 2))
+    assert ours.get_active_adapters() == ["default_1"]
+    ours.set_adapters("a")
+    assert torch.equal(run(other), full)
+    assert torch.equal(run(other, cross_attention_kwargs={"scale": 0.5}), half)
+    give_back(other)
+    assert torch.equal(run(ours, cross_attention_kwargs={"scale": 0.5}), half)
+    assert torch.equal(run(ours), full)
+
+
+def test_pipelines_that_share_one_model_only(ours, built) -> None:
+    """Like SDXL and its refiner: each has its own adapters, and a call's scale means those of both on the model."""
+    parts = copy.deepcopy(built["sd"]).components | {"unet": ours.unet}
+    other = diffadapt.enable(StableDiffusionPipeline(**parts, requires_safety_checker=False), take_over=True)
+    base = run(ours)
+    state = lora(built["sd"], 1, text=False)
+    other.load_lora_weights(state, adapter_name="a")
+    assert ours.get_list_adapters() == {}
+    ours.load_lora_weights(lora(built["sd"], 2, text=False), adapter_name="b")
+    assert not torch.allclose(run(ours), base, atol=1e-2)
+    torch.testing.assert_close(run(ours, cross_attention_kwargs={"scale": 0.0}), base, atol=1e-5, rtol=0)
+
+
 def test_a_model_has_no_methods_to_take_over(built) -> None:
     with pytest.raises(StackError, match="is a model"):
         diffadapt.enable(copy.deepcopy(built["sd"].unet), take_over=True)
