@@ -26,6 +26,7 @@ class LiveSlots:
         self._owner, self._merged = owner, merged
         self.slots: dict[TargetKey, Slot] = {}
         self._fused = FusedProjections()
+        self._layout: ScaleLayout | None = None
         self._scale = 1.0
         self._progress = 1.0
         self._followers: list[RemovableHandle] = []
@@ -46,6 +47,7 @@ class LiveSlots:
 
     def drop(self, loaded: Loaded) -> None:
         """Take an adapter off its modules; a module without any has no hooks left."""
+        self._layout = None
         for placement in loaded.placements:
             slot = self.slots[placement.key]
             slot.entries.remove(placement.entry)
@@ -85,13 +87,13 @@ class LiveSlots:
 
     def write_scales(self) -> None:
         """Write the scales of all packs that are built, as one copy per device."""
-        packs = [(slot, slot.pack) for slot in self.slots.values() if slot.pack is not None]
-        if not packs:
+        slots = [slot for slot in self.slots.values() if slot.pack is not None]
+        if not slots:
+            self._layout = None  # packs that are gone must not be kept alive by it
             return
-        values = torch.tensor([v for slot, pack in packs for v in slot.scales(pack)], dtype=torch.float32)
-        sources = torch.split(values, [len(pack.owners) for _, pack in packs])
-        with torch.no_grad():
-            torch._foreach_copy_([pack.scales for _, pack in packs], list(sources))
+        if self._layout is None or not self._layout.describes(slots):
+            self._layout = ScaleLayout(slots)
+        self._layout.write()
 
     @contextmanager
     def scaled(self, factor: float, refresh: Callable[[], None]) -> Iterator[None]:
@@ -119,6 +121,38 @@ class LiveSlots:
     def resync_fused(self) -> None:
         """After weights have changed: fused projections hold copies of them."""
         self._fused.resync()
+
+
+class ScaleLayout:
+    """How the scales of many packs follow from the strengths of their entries, worked out once for all of them."""
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        self.packs = [slot.pack for slot in slots if slot.pack is not None]
+        self.sizes = [len(pack.owners) for pack in self.packs]
+        first = 0
+        owners: list[int] = []
+        factors: list[float] = []
+        for slot, pack in zip(slots, self.packs, strict=True):
+            owners += [first + owner for owner in pack.owners]
+            factors += pack.factors
+            first += len(slot.entries)
+        self.owners, self.factors = torch.tensor(owners), torch.tensor(factors, dtype=torch.float64)
+        self.masked = [slot for slot, pack in zip(slots, self.packs, strict=True) if pack.masks]
+
+    def describes(self, slots: list[Slot]) -> bool:
+        """Whether these slots have the packs of this layout still."""
+        return len(slots) == len(self.packs) and all(s.pack is p for s, p in zip(slots, self.packs, strict=True))
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Write the strengths in force into the packs."""
+        strengths = torch.tensor([e.multiplier for slot in self.slots for e in slot.entries], dtype=torch.float64)
+        values = (strengths[self.owners] * self.factors).float()
+        torch._foreach_copy_([pack.scales for pack in self.packs], list(torch.split(values, self.sizes)))
+        for slot in self.masked:
+            if slot.pack is not None:
+                slot.pack.scales.copy_(torch.tensor(slot.scales(slot.pack), dtype=torch.float32))
 
 
 class BaseWeight:
