@@ -43,7 +43,8 @@ def merge_rows(r: Mapping[str, Any]) -> list[Row]:
         w = r[way]
         kept = f"remembers {memory(w['remembered_mib'])}"
         left = w["changed_after_unmerge"]["numbers"]
-        rows.append((f"merge, way back {name}", seconds(w["merge_s"]), f"{w['merge_by_addmm']:.2f} x addmm; {kept}"))
+        took = f"{seconds(w['merge_s'])} (the first: {seconds(w['first_merge_s'])})"
+        rows.append((f"merge, way back {name}", took, f"{w['merge_by_addmm']:.2f} x addmm; {kept}"))
         rows.append(("  unmerge", seconds(w["unmerge_s"]),
                      f"{w['unmerge_by_copy']:.1f} x a copy; weights changed: {left:,}"))  # fmt: skip
     d = r["diffusers"]
