@@ -23,20 +23,21 @@ from benchmarks import sdxl
 from benchmarks.timing import median, peak_growth, ratio, seconds
 
 WAYS: tuple[Literal["copy", "code", "file"], ...] = ("copy", "code", "file")
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Floors:
     """The plain arithmetic that no merge can do without."""
 
-    def __init__(self, model: Any, path: Path) -> None:
+    def __init__(self, model: Any, path: Path, before: dict[str, Tensor]) -> None:
+        """before: copies of all parameters, which serve here too: memory under pressure would slow the floors down."""
         tensors = load_file(path)
         keys = {name: sdxl.kohya_key(name) for name in sdxl.targets(model)}
         self.layers = [
             (m.weight.data, tensors[f"{keys[n]}.lora_up.weight"], tensors[f"{keys[n]}.lora_down.weight"])
             for n, m in sdxl.targets(model).items()
         ]
-        self.copies = [weight.clone() for weight, _, _ in self.layers]
+        self.copies = [before[f"{name}.weight"] for name in keys]
 
     def addmm(self) -> None:
         for weight, up, down in self.layers:
@@ -64,15 +65,16 @@ def ours(model: Any, path: Path, base: Path, floors: Floors, before: dict[str, T
         remembered, first = 0, 0.0
         merge = partial(pipe.adapters.merge, remember=way, base=base)
         for number in range(ROUNDS + 1):
-            row = {"addmm": seconds(floors.addmm), "copy": seconds(floors.copy)}
             if number == 0:  # the warm-up, which also asks the system for the memory of a copy
                 start = time.perf_counter()
                 report, peak = peak_growth(merge)
                 first = time.perf_counter() - start
                 remembered = sum(report.remembered.values())
                 pipe.adapters.unmerge()
+                floors.addmm()
                 continue
-            row["merge"], row["unmerge"] = seconds(merge), seconds(pipe.adapters.unmerge)
+            steps = {"addmm": floors.addmm, "copy": floors.copy}, {"merge": merge, "unmerge": pipe.adapters.unmerge}
+            row = {n: seconds(call) for part in steps[:: 1 if number % 2 else -1] for n, call in part.items()}
             for name, value in row.items():
                 taken[name].append(value)
         results[way] = {
@@ -118,7 +120,7 @@ def measure() -> dict[str, Any]:
         path, base = sdxl.kohya_file(model, Path(folder) / "a.safetensors"), Path(folder) / "base"
         (base / "unet").mkdir(parents=True)
         save_file(model.state_dict(), base / "unet" / "diffusion_pytorch_model.safetensors")
-        floors = Floors(model, path)
+        floors = Floors(model, path, before)
         results = ours(model, path, base, floors, before)
         del floors
         gc.collect()
