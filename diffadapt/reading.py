@@ -57,7 +57,6 @@ def read_adapter(
     force_download: bool = False,
     use_safetensors: bool | None = None,
     check_finite: bool = True,
-    **ignored: object,
 ) -> Adapter:
     """Read any adapter: a path, a folder, a Hub id, a state dict; an `Adapter` is given back as it is.
 
@@ -71,7 +70,7 @@ def read_adapter(
         return source
     raw = read_checkpoint(
         source, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
-        local_files_only=local_files_only, force_download=force_download, use_safetensors=use_safetensors, **ignored,
+        local_files_only=local_files_only, force_download=force_download, use_safetensors=use_safetensors,
     )  # fmt: skip
     refuse(raw.tensors.keys(), raw.name)
     if check_finite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +49,9 @@ class TakenOver(State):
             raise StackError(f"There is no adapter named {adapter_name!r} to hotswap; load it first.")
         if present and not hotswap:
             raise StackError(f"Adapter name {adapter_name} already in use - please select a new adapter name.")
-        reading = {key: value for key, value in kwargs.items() if value is not None}
+        # Diffusers passes over options it does not know; ours would be an error, as a misspelling is one.
+        known = inspect.signature(read_adapter).parameters
+        reading = {key: value for key, value in kwargs.items() if key in known and value is not None}
         adapter = read_adapter(pretrained_model_name_or_path_or_dict, **reading)
         assert adapter_name is not None
         report = self._swap(adapter, adapter_name) if hotswap else self._add(adapter, adapter_name)

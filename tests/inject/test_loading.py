@@ -230,3 +230,9 @@ def test_embeddings_of_a_file_go_into_the_tokenizer_and_out_again(lycoris_files,
     with pytest.raises(diffadapt.TargetError, match=r"'cat' has width 5, the pipeline's text_encoder has 32"):
         pipe.load_adapter(wide)
     assert not pipe.adapters.names
+
+
+def test_a_misspelt_option_is_an_error(pipe, lycoris_files):
+    with pytest.raises(TypeError, match="wieght"):
+        pipe.load_adapter(lycoris_files["lora"][0], wieght=0.5)
+    assert not pipe.adapters.names
