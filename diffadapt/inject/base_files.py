@@ -30,11 +30,8 @@ class BaseFiles:
         if self.folder is None:
             return {}
         place = self.folder if self.bare else self.folder / component
-        shards = sorted(
-            p
-            for p in place.glob("*.safetensors")
-            if ".fp16." not in p.name or len(list(place.glob("*.safetensors"))) == 1
-        )
+        every = sorted(place.glob("*.safetensors"))
+        shards = [p for p in every if ".fp16." not in p.name] or every
         index = next(iter(place.glob("*.safetensors.index.json")), None)
         if index is not None:
             names = set(json.loads(index.read_text())["weight_map"].values())

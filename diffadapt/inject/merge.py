@@ -110,6 +110,8 @@ def refuse_unmergeable(path: str, module: nn.Module, deltas: Sequence[tuple[floa
         raise MergeError(
             f"{path}: the weight is quantised ({weight.dtype}) and cannot be merged in place. Keep it live."
         )
+    if getattr(module, "bias", None) is None and any(delta.bias_delta(None) is not None for _, delta in deltas):
+        raise MergeError(f"{path}: the adapter changes a bias that the module does not have. Keep it live.")
 
 
 def measure(terms: Terms, weight: Tensor) -> LayerMerge:
@@ -216,7 +218,7 @@ def _merge_bias(module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> Mer
     changes = [(m, c) for m, delta in deltas if (c := delta.bias_delta(base)) is not None]
     if not changes:
         return None
-    if base is None:
+    if base is None:  # `refuse_unmergeable` comes first
         raise MergeError(f"{type(module).__name__} has no bias to merge a bias change into; keep this adapter live.")
     total = base.float()
     for strength, change in changes:

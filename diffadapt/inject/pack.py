@@ -98,7 +98,10 @@ def build_pack(
     others = [(entry, f) for entry, own in enumerate(forms) for f in own if not isinstance(f, (LowRank, BiasChange))]
     parts = [Part(f.to(device, dtype), entry, len(owners) + i) for i, (entry, f) in enumerate(others)]
     biases = [
-        (entry, f.vector.to(device, dtype)) for entry, own in enumerate(forms) for f in own if isinstance(f, BiasChange)
+        (entry, f.vector.to(device, torch.float32))
+        for entry, own in enumerate(forms)
+        for f in own
+        if isinstance(f, BiasChange)
     ]
     bias_start = len(owners) + len(parts)
     owners += [entry for entry, _ in (*others, *biases)]

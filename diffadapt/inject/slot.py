@@ -205,7 +205,7 @@ class Slot:
             y = low_rank_change(pack, layer, x, y, self._span(pack))
         if pack.biases is not None:
             weights = pack.scales[pack.bias_start : pack.bias_start + pack.biases.shape[0]]
-            y = y + self._as_channels((weights @ pack.biases.float()).to(y.dtype), y)
+            y = y + self._as_channels((weights @ pack.biases).to(y.dtype), y)
         return y
 
     def _weight(self, part: Part, pack: Pack) -> float | Tensor | None:

@@ -273,9 +273,14 @@ class PipelineAdapters:
         if on == self._enabled:
             return
         self._enabled = on
-        self._refresh()
-        if self._options is not None:
-            self._merge()
+        try:
+            if self._options is not None:
+                self._merge()
+        except BaseException:
+            self._enabled = not on
+            raise
+        finally:
+            self._refresh()
 
     # -- merging -----------------------------------------------------------------------------------------------
 

@@ -210,3 +210,36 @@ def test_checksum_sees_one_bit():
     before = checksum(weight)
     weight.view(torch.int16).view(-1)[-1] ^= 1
     assert checksum(weight) != before
+
+
+def test_a_bias_that_the_module_lacks_is_refused_before_anything_changes():
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"  # a Linear without a bias
+    other = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {
+        f"{name}.diff_b": torch.ones(64),
+        f"{other}.lora_down.weight": torch.ones(2, 64),
+        f"{other}.lora_up.weight": torch.ones(64, 2),
+    }
+    pipe = diffadapt.enable(tiny.sd())
+    before = tiny.snapshot(pipe.unet)
+    pipe.load_adapter(tensors, adapter_name="a")
+    live = tiny.run(pipe.unet)
+    with pytest.raises(diffadapt.MergeError, match=r"to_q: the adapter changes a bias that the module does not have"):
+        pipe.adapters.merge()
+    assert tiny.same_bits(pipe.unet, before)
+    report = pipe.adapters.merge(mode="auto")
+    assert [key.module.rsplit(".", 1)[-1] for key in report.live] == ["to_q"]
+    assert len(report.layers) == 1
+    assert tiny.relative(tiny.run(pipe.unet), live, tiny.run(tiny.unet())) < 2e-5
+
+
+def test_disabling_that_fails_leaves_the_stack_enabled(lycoris_files):
+    pipe = stacked(lycoris_files, names=("lora",))
+    pipe.adapters.merge()
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.data.add_(1)
+    now = tiny.snapshot(pipe.unet)
+    with pytest.raises(diffadapt.MergeError, match="somebody else changed"):
+        pipe.adapters.disable()
+    assert pipe.adapters.enabled
+    assert pipe.adapters.active == {"lora": 1.0}
+    assert tiny.same_bits(pipe.unet, now)
