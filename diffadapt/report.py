@@ -77,6 +77,10 @@ def _span(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{min(values):g} to {max(values):g}"
 
 
+def _memory(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**10:.0f} KiB"
+
+
 @dataclass(frozen=True)
 class LayerMerge:
     """How one layer took its merge.
@@ -114,7 +118,7 @@ class MergeReport:
         }
 
     def __str__(self) -> str:
-        kept = ", ".join(f"{size / 2**20:.0f} MiB as {kind}" for kind, size in self.remembered.items() if size)
+        kept = ", ".join(f"{_memory(size)} as {kind}" for kind, size in self.remembered.items() if size)
         lines = [f"merged {len(self.layers)} layers ({self.unchanged} unchanged); remembers {kept or 'nothing'}"]
         weak = sorted((layer.survived, key) for key, layer in self.layers.items() if layer.survived < 0.9)
         if weak:

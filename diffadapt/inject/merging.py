@@ -41,6 +41,15 @@ class MergeOptions:
         return any(name in names for key, names in self.names.items() if component in (None, key))
 
 
+def frozen(
+    names: Sequence[str] | Mapping[str, Sequence[str]] | None,
+) -> tuple[str, ...] | dict[str, tuple[str, ...]] | None:
+    """The names to merge, safe from later changes by whoever gave them."""
+    if isinstance(names, Mapping):
+        return {component: tuple(group) for component, group in names.items()}
+    return None if names is None else tuple(names)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a module's weight is to hold: (strength, delta) pairs, in stack order."""

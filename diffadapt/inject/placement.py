@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
 from diffadapt.inject.locate import Component
-from diffadapt.inject.scaling import Strength
+from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.slot import Entry
 from diffadapt.report import LoadReport
 
@@ -93,6 +94,11 @@ class Loaded:
     @property
     def keys(self) -> list[TargetKey]:
         return [p.key for p in self.placements]
+
+    @cached_property
+    def targets(self) -> Targets:
+        """The keys, for strengths by block."""
+        return Targets(self.keys)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

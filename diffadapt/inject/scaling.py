@@ -14,7 +14,7 @@ rule names has strength 1 (as in Diffusers), or that of the key "default".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -95,29 +95,47 @@ def rules(strength: Strength, components: Sequence[str]) -> list[Rule]:
     return sorted(found, key=lambda rule: rule.weight)
 
 
+class Targets:
+    """The modules of one adapter, and which of them a rule names: worked out once, whatever number it gives them."""
+
+    def __init__(self, keys: Sequence[tuple[str, str]]) -> None:
+        """keys: (component, module path) of each module."""
+        self._split = [(component, path.split(".")) for component, path in keys]
+        self._hits: dict[tuple[str | None, tuple[tuple[str, ...], ...]], list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def named_by(self, rule: Rule) -> list[int]:
+        """The places, in the order of the keys, of the modules that the rule names."""
+        key = (rule.component, rule.groups)
+        if key not in self._hits:
+            self._hits[key] = [i for i, (part, segments) in enumerate(self._split) if rule.matches(part, segments)]
+        return self._hits[key]
+
+
 def multipliers(
     strength: Strength,
-    targets: Sequence[tuple[str, str]],
-    known: Mapping[str, Sequence[str]],
+    targets: Targets,
+    components: Sequence[str],
+    known: Callable[[], Mapping[str, Sequence[str]]],
 ) -> list[float]:
-    """The strength of each (component, module path) target.
+    """The strength of each target.
 
-    known: component -> the module paths it has, to tell a misspelt block from one this adapter leaves alone.
+    known: component -> the module paths it has, asked only to tell a misspelt block from one this adapter leaves alone.
     Raises StackError for a rule that names nothing in any component.
     """
     if isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength == strength:
         return [float(strength)] * len(targets)
-    ordered = rules(strength, tuple(known))
-    split = [(component, path.split(".")) for component, path in targets]
     values = [1.0] * len(targets)
-    for rule in ordered:
-        hits = [i for i, (component, segments) in enumerate(split) if rule.matches(component, segments)]
+    for rule in rules(strength, components):
+        hits = targets.named_by(rule)
         for i in hits:
             values[i] = rule.strength
-        if not hits and rule.groups and not _exists(rule, known):
+        if not hits and rule.groups and not _exists(rule, known()):
             raise StackError(
-                f"'{rule.text}' names no module of the pipeline. Components: {', '.join(known)}; blocks are named like "
-                "'down', 'mid', 'up.1', 'attn2.to_k' (whole path segments)."
+                f"'{rule.text}' names no module of the pipeline. Components: {', '.join(components)}; blocks are named "
+                "like 'down', 'mid', 'up.1', 'attn2.to_k' (whole path segments)."
             )
     return values
 

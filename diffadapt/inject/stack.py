@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.errors import StackError
 from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component, components
 from diffadapt.inject.merge import Remember
-from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, Wanted
+from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, Wanted, frozen
 from diffadapt.inject.placement import LINEAR, Loaded, place
 from diffadapt.inject.scaling import Strength, multipliers
+from diffadapt.inject.view import StackView
 from diffadapt.report import LoadReport, MergeReport
 
 
-class PipelineAdapters:
+class PipelineAdapters(StackView):
     """All adapters of a pipeline or model. Made by `diffadapt.enable`; found as `pipe.adapters`.
 
     Everything here either finishes or leaves the pipeline as it was.
@@ -35,79 +35,6 @@ class PipelineAdapters:
         self._options: MergeOptions | None = None
         self._enabled = True
         self._live = LiveSlots(owner, self._merged)
-
-    # -- what is there -----------------------------------------------------------------------------------------
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All loaded adapters, in the order of loading."""
-        return tuple(self._loaded)
-
-    @property
-    def active(self) -> dict[str, Strength]:
-        """The adapters in force and their strengths: those that are not set to 0, unless all are disabled."""
-        return {n: a.strength for n, a in self._loaded.items() if a.strength != 0.0} if self._enabled else {}
-
-    @property
-    def strengths(self) -> dict[str, Strength]:
-        """Every adapter's strength, also of those that are inactive (0) or disabled."""
-        return {n: a.strength for n, a in self._loaded.items()}
-
-    def values(self, name: str) -> dict[TargetKey, float]:
-        """An adapter's strength at every module it acts on."""
-        loaded = self._get(name)
-        return dict(zip(loaded.keys, loaded.values, strict=True))
-
-    @property
-    def enabled(self) -> bool:
-        return self._enabled
-
-    @property
-    def merged(self) -> bool:
-        """Whether weights of the pipeline hold adapters now."""
-        return bool(self._merged.modules)
-
-    @property
-    def merged_parts(self) -> dict[str, tuple[str, ...]]:
-        """Component -> the adapters that its weights hold now."""
-        found: dict[str, dict[str, None]] = {}
-        for name in self._loaded:
-            for key, value in self.values(name).items():
-                own = self._options is not None and self._options.takes(name, key.component)
-                if own and value and key in self._merged:
-                    found.setdefault(key.component, {})[name] = None
-        return {component: tuple(names) for component, names in found.items()}
-
-    def __len__(self) -> int:
-        return len(self._loaded)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._loaded
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded)
-
-    def __getitem__(self, name: str) -> Adapter:
-        return self._get(name).adapter
-
-    def __repr__(self) -> str:
-        rows = [f"{n}: {a.strength} ({len(a.placements)} modules)" for n, a in self._loaded.items()]
-        state = "merged" if self.merged else "live" if self._enabled else "disabled"
-        return f"PipelineAdapters({state}; {'; '.join(rows) or 'empty'})"
-
-    def report(self, name: str) -> LoadReport:
-        """The report of an adapter's load."""
-        return self._get(name).report
-
-    def parameters(self, name: str | None = None) -> list[nn.Parameter]:
-        """The trainable tensors of one adapter, or of all that were loaded with `trainable=True`."""
-        chosen = [self._get(name)] if name else list(self._loaded.values())
-        return [p for loaded in chosen for p in loaded.parameters]
-
-    def _get(self, name: str) -> Loaded:
-        if name not in self._loaded:
-            raise StackError(f"No adapter is named {name!r}. Loaded: {', '.join(self._loaded) or 'none'}.")
-        return self._loaded[name]
 
     def components(self) -> dict[str, Component]:
         """The models adapters can act on, by component name."""
@@ -206,9 +133,9 @@ class PipelineAdapters:
         self._apply({n: (s, self._resolve(self._loaded[n], s, parts)) for n, s in wanted.items()})
 
     def _resolve(self, loaded: Loaded, strength: Strength, parts: Mapping[str, Component]) -> list[float]:
-        if isinstance(strength, (int, float)) and not isinstance(strength, bool):
-            return multipliers(strength, loaded.keys, {})
-        return multipliers(strength, loaded.keys, {n: list(c.modules) for n, c in parts.items()})
+        return multipliers(
+            strength, loaded.targets, tuple(parts), lambda: {n: list(c.modules) for n, c in parts.items()}
+        )
 
     def _apply(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
         """Put strengths in force, live and merged; on failure put the old ones back."""
@@ -304,7 +231,7 @@ class PipelineAdapters:
         by_component = names.values() if isinstance(names, Mapping) else [names or ()]
         for name in (name for group in by_component for name in group):
             self._get(name)
-        options = MergeOptions(_frozen(names), mode, remember, max_loss, None if base is None else Path(base))
+        options = MergeOptions(frozen(names), mode, remember, max_loss, None if base is None else Path(base))
         before, self._options = self._options, options
         try:
             return self._merge()
@@ -356,14 +283,6 @@ class PipelineAdapters:
         for name in names:
             self._drop(name)
         self._settle()
-
-
-def _frozen(
-    names: Sequence[str] | Mapping[str, Sequence[str]] | None,
-) -> tuple[str, ...] | dict[str, tuple[str, ...]] | None:
-    if isinstance(names, Mapping):
-        return {component: tuple(group) for component, group in names.items()}
-    return None if names is None else tuple(names)
 
 
 class _Disabled:

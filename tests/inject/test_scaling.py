@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffadapt import StackError
-from diffadapt.inject.scaling import multipliers
+from diffadapt.inject.scaling import Targets, multipliers
 
 PATHS = [
     "conv_in",
@@ -22,7 +22,7 @@ KNOWN = {"unet": PATHS, "text_encoder": ["text_model.encoder.layers.0.mlp.fc1"]}
 
 
 def values(strength):
-    return multipliers(strength, TARGETS, KNOWN)
+    return multipliers(strength, Targets(TARGETS), tuple(KNOWN), lambda: KNOWN)
 
 
 @pytest.mark.parametrize(

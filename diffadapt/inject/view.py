@@ -1,0 +1,94 @@
+"""What a stack of adapters tells of itself: names, strengths, what is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from diffadapt.adapter import Adapter, TargetKey
+from diffadapt.errors import StackError
+from diffadapt.inject.merging import MergedWeights, MergeOptions
+from diffadapt.inject.placement import Loaded
+from diffadapt.inject.scaling import Strength
+from diffadapt.report import LoadReport
+
+
+class StackView:
+    """The side of `PipelineAdapters` that changes nothing."""
+
+    _loaded: dict[str, Loaded]
+    _merged: MergedWeights
+    _options: MergeOptions | None
+    _enabled: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All loaded adapters, in the order of loading."""
+        return tuple(self._loaded)
+
+    @property
+    def active(self) -> dict[str, Strength]:
+        """The adapters in force and their strengths: those that are not set to 0, unless all are disabled."""
+        return {n: a.strength for n, a in self._loaded.items() if a.strength != 0.0} if self._enabled else {}
+
+    @property
+    def strengths(self) -> dict[str, Strength]:
+        """Every adapter's strength, also of those that are inactive (0) or disabled."""
+        return {n: a.strength for n, a in self._loaded.items()}
+
+    def values(self, name: str) -> dict[TargetKey, float]:
+        """An adapter's strength at every module it acts on."""
+        loaded = self._get(name)
+        return dict(zip(loaded.keys, loaded.values, strict=True))
+
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
+    @property
+    def merged(self) -> bool:
+        """Whether weights of the pipeline hold adapters now."""
+        return bool(self._merged.modules)
+
+    @property
+    def merged_parts(self) -> dict[str, tuple[str, ...]]:
+        """Component -> the adapters that its weights hold now."""
+        found: dict[str, dict[str, None]] = {}
+        for name in self._loaded:
+            for key, value in self.values(name).items():
+                own = self._options is not None and self._options.takes(name, key.component)
+                if own and value and key in self._merged:
+                    found.setdefault(key.component, {})[name] = None
+        return {component: tuple(names) for component, names in found.items()}
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded)
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self._get(name).adapter
+
+    def __repr__(self) -> str:
+        rows = [f"{n}: {a.strength} ({len(a.placements)} modules)" for n, a in self._loaded.items()]
+        state = "merged" if self.merged else "live" if self._enabled else "disabled"
+        return f"PipelineAdapters({state}; {'; '.join(rows) or 'empty'})"
+
+    def report(self, name: str) -> LoadReport:
+        """The report of an adapter's load."""
+        return self._get(name).report
+
+    def parameters(self, name: str | None = None) -> list[nn.Parameter]:
+        """The trainable tensors of one adapter, or of all that were loaded with `trainable=True`."""
+        chosen = [self._get(name)] if name else list(self._loaded.values())
+        return [p for loaded in chosen for p in loaded.parameters]
+
+    def _get(self, name: str) -> Loaded:
+        if name not in self._loaded:
+            raise StackError(f"No adapter is named {name!r}. Loaded: {', '.join(self._loaded) or 'none'}.")
+        return self._loaded[name]
