@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffadapt.adapter import Adapter, Foreign, TargetKey
 from diffadapt.algorithms import Delta, TensorGroup, parse_group
+from diffadapt.algorithms.rows import Exchanged
 from diffadapt.algorithms.total import Sum
 from diffadapt.dialects import Dialect, Facts, recognise
 from diffadapt.dialects.base import ContextOf
@@ -187,7 +188,8 @@ class _Reading:
         """Find the targets of one group and give them its delta, or its rows."""
         place = component_of(family, module, self.certain) if family else None
         route = place[1].resolve(group.name) if place else None
-        tensors = exchanged(group.tensors, group.name) if route and route.exchange else group.tensors
+        swapped = exchanged(group.tensors) if route and route.exchange else None
+        tensors = group.tensors if swapped is None else swapped
         for role, tensor in group.tensors.items():
             if not tensor.is_floating_point() and role not in _INTEGERS:
                 raise AlgorithmError(
@@ -195,6 +197,8 @@ class _Reading:
                     "be read without their scales: use the file they were made from."
                 )
         delta = parse_group(TensorGroup(group.name, tensors, group.keys), context_of(group.slot, group.name))
+        if route and route.exchange and swapped is None:
+            delta = Exchanged(delta)
         keys = tuple(group.keys.values())
         if place is None or route is None:
             foreign = Foreign(_component(group.slot, family), group.name, group.flat)

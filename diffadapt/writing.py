@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.algorithms import Delta
+from diffadapt.algorithms.rows import Wrapped
 from diffadapt.dialects import Dialect, dialect_named
 from diffadapt.dialects.embeddings import bundle_keys
 from diffadapt.dialects.peft_config import METADATA_KEY
@@ -90,6 +91,11 @@ def _plain_names(adapter: Adapter) -> bool:
 
 
 def _add(tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, target: TargetKey, delta: Delta) -> None:
+    if isinstance(delta, Wrapped):
+        raise DialectError(
+            f"{dialect.name}: the {delta.algorithm} of {target.component} {target.module} was trained on "
+            f"{delta.seen_by_trainer}, and has no file of its own here. Keep the file it came from."
+        )
     for role, tensor in delta.tensors().items():
         if role == "alpha" and dialect.name in _CONFIGURED:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffadapt.families.base import Family, Width
+from diffadapt.families.flux1 import FLUX1
 from diffadapt.families.kolors import KOLORS
 from diffadapt.families.names import Grid, Names, Route, Rule
 from diffadapt.families.sd1 import SD1
@@ -10,7 +11,7 @@ from diffadapt.families.sd2 import SD2
 from diffadapt.families.sdxl import SDXL
 from diffadapt.families.sdxl_refiner import SDXL_REFINER
 
-FAMILIES: tuple[Family, ...] = (SD1, SDXL, SD2, SDXL_REFINER, KOLORS)
+FAMILIES: tuple[Family, ...] = (SD1, SDXL, SD2, SDXL_REFINER, KOLORS, FLUX1)
 
 __all__ = ["FAMILIES", "Family", "Grid", "Names", "Route", "Rule", "Width", "family_named"]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
 
 from diffadapt.families import FAMILIES
 from diffadapt.families.base import Family
-from diffadapt.families.names import Names, skeleton_of
-from diffadapt.families.shapes import input_width
+from diffadapt.families.model import Layout
+from diffadapt.families.names import Names, Route, renumbered, skeleton_of
+from diffadapt.families.shapes import input_width, output_rows
 
 
 class Module(NamedTuple):
@@ -23,17 +25,23 @@ class Module(NamedTuple):
 
 
 _DENOISERS = frozenset({"denoiser", "unet", "transformer", "prior"})
+_COMPARED = 12
+"""Families among which depths are compared: more are left by files too small to tell anything."""
 Kind = tuple[str | None, str]
 """Slot and skeleton: modules of one kind differ in their counters only."""
 
 
 def choose(
-    modules: Sequence[Module], base_model: str | None, families: Sequence[Family] = FAMILIES
+    modules: Sequence[Module],
+    base_model: str | None,
+    families: Sequence[Family] = FAMILIES,
+    classes: Collection[str] = (),
 ) -> tuple[Family, ...]:
     """The families whose names fit the most modules, best first; none where no name fits.
 
     base_model: what the file's metadata say, lower case. It decides the order only where shapes do not, because
-    metadata survive conversions that make them wrong.
+    metadata survive conversions that make them wrong. classes: the model classes of the pipeline at hand, where there
+    is one: among families that keys cannot separate, the pipeline's own.
     """
     kinds: dict[Kind, Module] = {}
     counts: Counter[Kind] = Counter()
@@ -43,21 +51,24 @@ def choose(
         counts[kind] += 1
     # Text encoders are shared by many families: they name none where the denoiser is a stranger.
     denoiser = [kind for kind in kinds if kind[0] in _DENOISERS]
-    able = [f for f in families if not denoiser or any(_knows(f, kind) for kind in denoiser)]
+    near = _near(kinds) if families is FAMILIES else families
+    able = [f for f in near if not denoiser or any(_knows(f, kind) for kind in denoiser)]
     covered = {family: sum(n for kind, n in counts.items() if _knows(family, kind)) for family in able}
     most = max(covered.values(), default=0)
     found = [family for family in able if most and covered[family] == most]
-    verdicts = {family: width_verdict(family, kinds.values()) for family in found}
+    verdicts = {family: shape_verdict(family, kinds.values()) for family in found}
     agreeing = [family for family in found if verdicts[family][0] > 0 and verdicts[family][1] == 0]
     found = agreeing or found
     if len(found) > 1:
         names = [module.name for module in modules]
         order = {
             family: (
+                not _is_of(family, classes),
                 verdicts[family][1] > 0,
                 not _named(family, base_model),
                 family.rare and not verdicts[family][0],
                 strangers(family, names, found),
+                slack(family, modules) if len(found) <= _COMPARED else 0,
             )
             for family in found
         }
@@ -90,13 +101,17 @@ def component_of(family: Family, module: Module, certain: Collection[str] = ()) 
     return options[0] if options else None
 
 
-def width_verdict(family: Family, modules: Collection[Module]) -> tuple[int, int]:
-    """How many of the widths that the family is known by agree, and how many contradict."""
+def shape_verdict(family: Family, modules: Collection[Module]) -> tuple[int, int]:
+    """How many of the shapes that the family is known by agree, and how many contradict."""
     right = wrong = 0
     for module in modules:
         for component, names in family.names_of(module.slot):
             route = names.resolve(module.name)
             path = route.modules[0] if route else ""
+            if route and names.model is not None:
+                verdict = _fits(names.model.measured, route, module.tensors)
+                right += verdict is True
+                wrong += verdict is False and module.slot is not None
             for width in family.widths:
                 if width.component == component and path.endswith(width.leaves):
                     seen = input_width(module.tensors)
@@ -122,6 +137,66 @@ def strangers(family: Family, names: Collection[str], rivals: Sequence[Family]) 
             depth = int(words[2]) if len(words) > 2 and words[1] == "transformer_blocks" else 0
             count += depth >= family.attention.get(container, 0)
     return count
+
+
+def _fits(layout: Layout, route: Route, tensors: Mapping[str, Tensor]) -> bool | None:
+    """Whether tensors have the widths of the full-size modules they belong to; None where their shapes do not tell."""
+    shapes = [layout.modules.get(renumbered(pattern), ()) for pattern in route.patterns]
+    if not all(shapes):
+        return None
+    width, rows = input_width(tensors), output_rows(tensors)
+    inputs = {shape[1] if len(shape) > 1 else shape[0] for shape in shapes[0]}
+    outputs = {shape[0] for shape in shapes[0]} if len(shapes) == 1 else {sum(found[0][0] for found in shapes)}
+    if route.part is not None:
+        outputs = {size // route.part[1] for size in outputs}
+    if width is None and rows is None:
+        return None
+    return (width is None or width in inputs) and (rows is None or rows in outputs)
+
+
+def slack(family: Family, modules: Sequence[Module]) -> tuple[int, int]:
+    """How badly the numbers of a file's blocks fit the full-size model: blocks it does not have, and blocks unused.
+
+    Trainers train all blocks as a rule, so among models that differ in depth alone the tightest is the likeliest.
+    """
+    last: dict[tuple[str, str], int] = {}
+    depths: dict[tuple[str, str], int] = {}
+    for module in modules:
+        for component, names in family.names_of(module.slot):
+            route = names.resolve(module.name)
+            if route is None or names.model is None:
+                continue
+            for pattern, path in zip(route.patterns, route.modules, strict=True):
+                container, _, rest = pattern.partition(".{")
+                depth = names.model.measured.depths.get(container)
+                number = path.split(".")[container.count(".") + 1] if rest else ""
+                if depth is not None and number.isdecimal():
+                    key = (component, container)
+                    last[key], depths[key] = max(last.get(key, 0), int(number) + 1), depth
+    beyond = sum(max(0, last[key] - depths[key]) for key in last)
+    return beyond, sum(max(0, depths[key] - last[key]) for key in last)
+
+
+@cache
+def _by_skeleton() -> dict[str, list[Family]]:
+    index: dict[str, list[Family]] = {}
+    for family in FAMILIES:
+        for skeleton in dict.fromkeys(s for names in family.components.values() for s in names.skeletons):
+            index.setdefault(skeleton, []).append(family)
+    return index
+
+
+def _near(kinds: Collection[Kind]) -> list[Family]:
+    """The families that know any of the names, in their order."""
+    index = _by_skeleton()
+    found = {family.name for _, skeleton in kinds for family in index.get(skeleton, ())}
+    return [family for family in FAMILIES if family.name in found]
+
+
+def _is_of(family: Family, classes: Collection[str]) -> bool:
+    """Whether a pipeline of these model classes is of the family."""
+    models = [names.model for names in family.components.values() if names.model is not None]
+    return any(model.cls.rpartition(".")[2] in classes for model in models)
 
 
 def _knows(family: Family, kind: Kind) -> bool:

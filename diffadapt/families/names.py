@@ -9,9 +9,12 @@ not searched. Counters are not limited: a tiny model with the same naming resolv
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import gcd
+
+from diffadapt.families.model import Model
 
 _LONGEST_COUNTER = 4
 _TOKEN = re.compile(r"\{(\w+)\}")
@@ -38,8 +41,10 @@ class Rule:
     """One line of a name table.
 
     foreign: the trainer's pattern. targets: the Diffusers patterns of its rows, in order; several where the trainer saw
-    a fused projection. shares: the targets' parts of the rows, in proportion. grid: see `Grid`. exchange: the halves of
-    the rows change places (native shift|scale, Diffusers scale|shift). written: whether writing uses this spelling.
+    a fused projection. shares: the targets' parts of the rows, in proportion; () for those of the full-size model.
+    grid: see `Grid`. exchange: the halves of the rows change places (native shift|scale, Diffusers scale|shift).
+    part: (k, n) where the foreign module is the k-th of n equal parts of the one target, which Diffusers has fused.
+    written: whether writing uses this spelling.
     """
 
     foreign: str
@@ -47,6 +52,7 @@ class Rule:
     shares: tuple[int, ...] = ()
     grid: Grid | None = None
     exchange: bool = False
+    part: tuple[int, int] | None = None
     written: bool = True
 
     @cached_property
@@ -74,33 +80,78 @@ class Rule:
         return None if cells is None else values | cells
 
     def route(self, values: Mapping[str, str]) -> Route:
-        return Route(tuple(fill(target, values) for target in self.targets), self.shares, self.exchange)
+        modules = tuple(fill(target, values) for target in self.targets)
+        return Route(modules, self.shares, self.exchange, self.part, self.targets)
 
 
 @dataclass(frozen=True)
 class Route:
-    """The Diffusers modules of one foreign module; see `Rule`."""
+    """The Diffusers modules of one foreign module, and their patterns; see `Rule`."""
 
     modules: tuple[str, ...]
     shares: tuple[int, ...] = ()
     exchange: bool = False
+    part: tuple[int, int] | None = None
+    patterns: tuple[str, ...] = ()
 
 
 class Names:
-    """The name table of one component, in both directions."""
+    """The name table of one component, in both directions. Built when first asked: most files need few families."""
 
-    def __init__(self, rules: Iterable[Rule], native: Iterable[Rule] = ()) -> None:
-        """rules: Diffusers' own names and their spellings. native: the original code's names."""
-        self.rules = (*rules,)
-        self.native = (*native,)
-        self._index: dict[str, list[Rule]] = {}
+    def __init__(self, rules: Iterable[Rule] = (), native: Iterable[Rule] = (), model: Model | None = None) -> None:
+        """rules: spellings beside Diffusers' own names. native: the original code's names. model: the full-size class,
+        whose own names and fused projections are in the table, and whose shapes say how fused rows are shared."""
+        self._given, self._native = (*rules,), (*native,)
+        self.model = model
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """Diffusers' own names, and their spellings."""
+        if self.model is None:
+            return self._given
+        measured = self.model.measured
+        own = same([*measured.modules, *measured.parameters])
+        known = {rule.skeleton for rule in own}
+        fused = [rule for rule in _projections(measured.modules) if rule.skeleton not in known]
+        return (*own, *map(self._shared, (*fused, *self._given)))
+
+    @cached_property
+    def native(self) -> tuple[Rule, ...]:
+        """The original code's names."""
+        return tuple(map(self._shared, self._native))
+
+    def _shared(self, rule: Rule) -> Rule:
+        """The rule with the shares that the full-size model has."""
+        if rule.shares or len(rule.targets) == 1 or self.model is None:
+            return rule
+        rows = [self.model.measured.rows(renumbered(target)) for target in rule.targets]
+        sizes = [count for count in rows if count is not None]
+        if len(sizes) != len(rows):
+            raise ValueError(f"{rule.foreign}: the layout {self.model.layout} has no rows for all of {rule.targets}")
+        unit = gcd(*sizes)
+        return replace(rule, shares=tuple(size // unit for size in sizes))
+
+    @cached_property
+    def _index(self) -> dict[str, list[Rule]]:
+        index: dict[str, list[Rule]] = {}
         for rule in (*self.rules, *self.native):
-            self._index.setdefault(rule.skeleton, []).append(rule)
-        self._inverse: dict[str, list[tuple[Rule, Rule]]] = {}
+            index.setdefault(rule.skeleton, []).append(rule)
+        return index
+
+    @cached_property
+    def _inverse(self) -> dict[str, list[tuple[Rule, Rule]]]:
+        """Diffusers' skeleton -> the rules behind it, turned round, and the rules themselves."""
+        inverses: dict[str, list[tuple[Rule, Rule]]] = {}
         for rule in self.native:
-            if rule.written and len(rule.targets) == 1:
+            if rule.written and len(rule.targets) == 1 and rule.part is None:
                 inverse = Rule(rule.targets[0], (rule.foreign,))
-                self._inverse.setdefault(inverse.skeleton, []).append((inverse, rule))
+                inverses.setdefault(inverse.skeleton, []).append((inverse, rule))
+        return inverses
+
+    @property
+    def skeletons(self) -> Collection[str]:
+        """The skeletons of all names."""
+        return self._index.keys()
 
     def knows(self, skeleton: str) -> bool:
         """Whether some name has this skeleton: a cheap, nearly exact test for whole files."""
@@ -134,9 +185,41 @@ def same(templates: Iterable[str]) -> list[Rule]:
     return [Rule(template, (template,)) for template in templates]
 
 
-def under(container: str, leaves: Iterable[str]) -> list[str]:
+FUSED_PROJECTIONS = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""Diffusers' Linears after `fuse_qkv_projections()`, and the Linears whose rows they hold one after the other."""
+
+
+def _projections(patterns: Iterable[str]) -> Iterator[Rule]:
+    """The fused names that trainers of fused models write."""
+    known = set(patterns)
+    for container in {pattern.rpartition(".")[0] for pattern in known if pattern.endswith((".to_k", ".add_k_proj"))}:
+        for fused, parts in FUSED_PROJECTIONS.items():
+            targets = tuple(f"{container}.{part}" for part in parts)
+            if known.issuperset(targets):
+                yield Rule(f"{container}.{fused}", targets)
+
+
+def renumbered(pattern: str) -> str:
+    """The pattern with its placeholders named in order: i, j, k, ..."""
+    letters = iter("ijklmn")
+    return _TOKEN.sub(lambda _: f"{{{next(letters)}}}", pattern)
+
+
+def between(theirs: str, ours: str, leaves: Mapping[str, str]) -> list[Rule]:
+    """Rules for modules that differ in name only: the foreign container and leaf, and Diffusers'. "" for the root."""
+    return [
+        Rule(".".join(filter(None, (theirs, foreign))), (".".join(filter(None, (ours, leaf))),))
+        for foreign, leaf in leaves.items()
+    ]
+
+
+def under(container: str, leaves: Iterable[str]) -> tuple[str, ...]:
     """The patterns of a block's leaves."""
-    return [f"{container}.{leaf}" for leaf in leaves]
+    return tuple(f"{container}.{leaf}" for leaf in leaves)
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -30,6 +30,9 @@ def output_rows(tensors: Mapping[str, Tensor]) -> int | None:
     blocks = tensors.get("oft_blocks")
     if rows is None and blocks is not None and blocks.ndim >= 3:
         return blocks.shape[-3] * blocks.shape[-2]
+    magnitude = tensors.get("dora_scale")
+    if rows is None and magnitude is not None and magnitude.shape[0] == magnitude.numel() > 1:
+        return int(magnitude.shape[0])
     return rows
 
 

@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffadapt.adapter import TargetKey
+from diffadapt.families.names import FUSED_PROJECTIONS
 from diffadapt.inject.locate import Component
 from diffadapt.inject.slot import Slot
-
-FUSED = {
-    "to_qkv": ("to_q", "to_k", "to_v"),
-    "to_kv": ("to_k", "to_v"),
-    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
-}
-"""Diffusers' fused Linears, and the Linears whose rows they hold one after the other."""
 
 
 @dataclass
@@ -75,7 +69,7 @@ class FusedProjections:
     def follow(self, component: str, model: nn.Module, slots: Mapping[TargetKey, Slot]) -> None:
         """Hook the fused Linears that a model has now."""
         for path, module in model.named_modules():
-            for fused, names in FUSED.items():
+            for fused, names in FUSED_PROJECTIONS.items():
                 linear = getattr(module, fused, None)
                 parts = [getattr(module, name, None) for name in names]
                 if not isinstance(linear, nn.Linear) or not all(isinstance(p, nn.Linear) for p in parts):

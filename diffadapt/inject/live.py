@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffadapt.adapter import TargetKey
 from diffadapt.inject.fused import FusedProjections
-from diffadapt.inject.locate import Component, weight_of
-from diffadapt.inject.merging import MergedWeights
+from diffadapt.inject.locate import Component
+from diffadapt.inject.merging import BaseWeight, MergedWeights
 from diffadapt.inject.placement import Loaded, Placement
 from diffadapt.inject.progress import DENOISERS, FollowTimestep
 from diffadapt.inject.slot import Slot
@@ -153,15 +152,3 @@ class ScaleLayout:
         for slot in self.masked:
             if slot.pack is not None:
                 slot.pack.scales.copy_(torch.tensor(slot.scales(slot.pack), dtype=torch.float32))
-
-
-class BaseWeight:
-    """A module's weight before any merge: what a merge remembers of it, else the weight itself."""
-
-    def __init__(self, merged: MergedWeights, key: TargetKey, module: nn.Module) -> None:
-        self.merged, self.key, self.module = merged, key, module
-
-    @torch.no_grad()
-    def __call__(self) -> Tensor:
-        remembered = self.merged.base_weight(self.key)
-        return weight_of(self.module) if remembered is None else remembered

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from diffadapt.adapter import TargetKey
@@ -14,6 +15,7 @@ from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
 from diffadapt.inject.base_files import BaseFiles
+from diffadapt.inject.locate import weight_of
 from diffadapt.inject.merge import MergedModule, Remember, merge_module, mix_key, refuse_unmergeable
 from diffadapt.report import LayerMerge, MergeReport
 
@@ -179,3 +181,15 @@ class MergedWeights:
 
 def _stored(files: BaseFiles | None, key: TargetKey) -> Callable[[str], Tensor | None]:
     return (lambda name: files.parameter(key, name)) if files is not None else (lambda name: None)
+
+
+class BaseWeight:
+    """A module's weight before any merge: what a merge remembers of it, else the weight itself."""
+
+    def __init__(self, merged: MergedWeights, key: TargetKey, module: nn.Module) -> None:
+        self.merged, self.key, self.module = merged, key, module
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        remembered = self.merged.base_weight(self.key)
+        return weight_of(self.module) if remembered is None else remembered

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.rows import OfFused
 from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
 from diffadapt.inject.locate import Component
+from diffadapt.inject.merging import BaseWeight, MergedWeights
 from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.slot import Entry
 from diffadapt.report import LoadReport
@@ -130,6 +132,29 @@ def _trainable(delta: Delta) -> Delta:
     return delta.map_tensors(own)
 
 
+class SiblingWeights:
+    """Reads the base weights of a fused projection's parts."""
+
+    def __init__(self, weights: list[BaseWeight]) -> None:
+        self.weights = weights
+
+    def __call__(self, index: int) -> Tensor:
+        return self.weights[index]()
+
+
+def _siblings(delta: OfFused, key: TargetKey, part: Component, merged: MergedWeights, source: str) -> SiblingWeights:
+    weights = []
+    for sibling in delta.siblings:
+        path = part.resolve(sibling)
+        if path is None:
+            raise TargetError(
+                f"{source}: {'.'.join(key)} was trained as one module with {', '.join(delta.siblings)}, and this model "
+                f"has no {sibling}. The adapter is for another model."
+            )
+        weights.append(BaseWeight(merged, TargetKey(key.component, path), part.modules[path]))
+    return SiblingWeights(weights)
+
+
 Found = dict[TargetKey, tuple[TargetKey, Delta]]
 
 
@@ -182,10 +207,19 @@ def _rule(delta: Delta, rule: str) -> str:
 
 
 def place(
-    adapter: Adapter, name: str, parts: Mapping[str, Component], *, rule: str, strict: bool, trainable: bool, owner: Any
+    adapter: Adapter,
+    name: str,
+    parts: Mapping[str, Component],
+    *,
+    merged: MergedWeights,
+    rule: str,
+    strict: bool,
+    trainable: bool,
+    owner: Any,
 ) -> Loaded:
     """Find and check a module for every delta. Changes nothing.
 
+    merged: what is merged into the modules now, for deltas that need the base weights of others.
     Raises TargetError where nothing matches, a shape differs, or (`strict`) a key is left over; StackError for a
     strength rule that none of the deltas knows.
     """
@@ -211,6 +245,8 @@ def place(
                 f"{adapter.source}: {'.'.join(key)} does not fit: {error} The file is for "
                 f"{adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}."
             ) from error
+        if isinstance(delta, OfFused):
+            delta = delta.bound(_siblings(delta, key, parts[key.component], merged, adapter.source))
         used = _trainable(delta) if trainable else delta
         placements.append(
             Placement(key, source, module, layer, Entry(name, used, 0.0, trainable), used, _rule(used, rule))

@@ -59,7 +59,9 @@ class PipelineAdapters(StackView):
         if name in self._loaded:
             raise StackError(f"An adapter named {name!r} is loaded already; remove it first or choose another name.")
         parts = self.components()
-        loaded = place(adapter, name, parts, rule=rule, strict=strict, trainable=trainable, owner=self._owner)
+        loaded = place(
+            adapter, name, parts, merged=self._merged, rule=rule, strict=strict, trainable=trainable, owner=self._owner
+        )
         values = self._resolve(loaded, strength, parts)
         loaded.embeddings.install(self._owner)
         self._loaded[name] = loaded

@@ -1,0 +1,67 @@
+"""Flux.1: dev, schnell, Krea, Fill, Control, Kontext, Redux' base; one transformer, CLIP-L and T5-XXL.
+
+Original names: BFL's. Sources: Diffusers' checkpoint converter, sd-scripts `networks/lora_flux.py`.
+"""
+
+from __future__ import annotations
+
+from diffadapt.families.base import Family
+from diffadapt.families.clip import CLIP
+from diffadapt.families.model import Model
+from diffadapt.families.names import Names, Rule, between, under
+from diffadapt.families.t5 import T5_XXL
+
+_DOUBLE, _SINGLE = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
+
+BLOCKS = (
+    Rule("double_blocks.{i}.img_attn.qkv", under(f"{_DOUBLE}.attn", ("to_q", "to_k", "to_v"))),
+    Rule("double_blocks.{i}.txt_attn.qkv", under(f"{_DOUBLE}.attn", ("add_q_proj", "add_k_proj", "add_v_proj"))),
+    *between("double_blocks.{i}", _DOUBLE, {
+        "img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out",
+        "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
+        "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
+        "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
+        "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
+        "img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear",
+    }),
+    Rule("single_blocks.{i}.linear1", (*under(f"{_SINGLE}.attn", ("to_q", "to_k", "to_v")), f"{_SINGLE}.proj_mlp")),
+    *between("single_blocks.{i}", _SINGLE, {
+        "linear2": "proj_out", "modulation.lin": "norm.linear",
+        "norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k",
+    }),
+)  # fmt: skip
+"""The blocks' original names, which Flux' descendants share."""
+
+TOP = (
+    *between("", "", {
+        "img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
+        **{
+            f"{foreign}.{layer}": f"time_text_embed.{ours}.linear_{n}"
+            for foreign, ours in (
+                ("time_in", "timestep_embedder"), ("vector_in", "text_embedder"), ("guidance_in", "guidance_embedder"),
+            )
+            for layer, n in (("in_layer", 1), ("out_layer", 2))
+        },
+    }),
+    Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), exchange=True),
+)  # fmt: skip
+
+FLUX1 = Family(
+    "flux1",
+    {
+        "transformer": Names(
+            native=(*BLOCKS, *TOP),
+            model=Model("flux1", "diffusers.FluxTransformer2DModel", {"guidance_embeds": True}),
+        ),
+        "text_encoder": CLIP,
+        "text_encoder_2": T5_XXL,
+    },
+    {
+        "denoiser": "transformer", "transformer": "transformer",
+        "text_encoder": "text_encoder", "clip_l": "text_encoder",
+        # sd-scripts numbers T5 as the third encoder here too.
+        "text_encoder_2": "text_encoder_2", "text_encoder_3": "text_encoder_2", "t5xxl": "text_encoder_2",
+    },
+    base_models=("flux.1", "flux1", "flux-1", "flux"),
+    native=True,
+)  # fmt: skip
