@@ -86,9 +86,10 @@ def text_of(layout: dict[str, Any]) -> str:
 
 def main(names: list[str]) -> None:
     """Write the layouts of these names, or of all families."""
-    from diffadapt.families import FAMILIES
+    from diffadapt.families import ENCODERS, FAMILIES
 
-    models = {names.model.layout: names.model for f in FAMILIES for names in f.components.values() if names.model}
+    tables = (*ENCODERS, *(names for family in FAMILIES for names in family.components.values()))
+    models = {names.model.layout: names.model for names in tables if names.model}
     for name in names or models:
         (FOLDER / f"{name}.json").write_text(text_of(measure(build(models[name]))), "utf-8")
         print(name)

@@ -98,11 +98,18 @@ class Route:
 class Names:
     """The name table of one component, in both directions. Built when first asked: most files need few families."""
 
-    def __init__(self, rules: Iterable[Rule] = (), native: Iterable[Rule] = (), model: Model | None = None) -> None:
+    def __init__(
+        self,
+        rules: Iterable[Rule] = (),
+        native: Iterable[Rule] = (),
+        model: Model | None = None,
+        levels: tuple[str, ...] = (),
+    ) -> None:
         """rules: spellings beside Diffusers' own names. native: the original code's names. model: the full-size class,
-        whose own names and fused projections are in the table, and whose shapes say how fused rows are shared."""
+        whose own names and fused projections are in the table, and whose shapes say how fused rows are shared. levels:
+        beginnings of the class's own names that others write instead of each other, longest first."""
         self._given, self._native = (*rules,), (*native,)
-        self.model = model
+        self.model, self._levels = model, levels
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
@@ -113,7 +120,8 @@ class Names:
         own = same([*measured.modules, *measured.parameters])
         known = {rule.skeleton for rule in own}
         fused = [rule for rule in _projections(measured.modules) if rule.skeleton not in known]
-        return (*own, *map(self._shared, (*fused, *self._given)))
+        moved = [rule for rule in _moved(own, self._levels) if rule.skeleton not in known]
+        return (*own, *moved, *map(self._shared, (*fused, *self._given)))
 
     @cached_property
     def native(self) -> tuple[Rule, ...]:
@@ -183,6 +191,15 @@ class Names:
 def same(templates: Iterable[str]) -> list[Rule]:
     """Rules for modules whose name is Diffusers' own."""
     return [Rule(template, (template,)) for template in templates]
+
+
+def _moved(own: Iterable[Rule], levels: tuple[str, ...]) -> Iterator[Rule]:
+    """The class's own names with the other levels in front, for each name that begins with one of them."""
+    for rule in own:
+        first = next((level for level in levels if rule.foreign.startswith(level)), None)
+        if first is not None:
+            rest = rule.foreign.removeprefix(first)
+            yield from (Rule(level + rest, rule.targets) for level in levels if level != first)
 
 
 FUSED_PROJECTIONS = {

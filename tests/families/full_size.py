@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from diffadapt.algorithms.layer import Layer
-from diffadapt.families import FAMILIES, Family
+from diffadapt.families import ENCODERS, FAMILIES, Family
 from diffadapt.families.measure import build
 from diffadapt.families.model import Model
 from diffadapt.families.names import Names
 
 MEASURED: dict[str, Names] = {
-    names.model.layout: names for family in FAMILIES for names in family.components.values() if names.model is not None
+    names.model.layout: names
+    for names in (*ENCODERS, *(names for family in FAMILIES for names in family.components.values()))
+    if names.model is not None
 }
 """Every name table that has a full-size model, once."""
 WITH_DENOISER = [family for family in FAMILIES if getattr(family.components.get("transformer"), "model", None)]
