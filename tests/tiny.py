@@ -130,3 +130,16 @@ def same_bits(model: nn.Module, before: dict[str, Tensor]) -> bool:
 def relative(seen: Tensor, truth: Tensor, base: Tensor) -> float:
     """The error of a change, against the size of the true change."""
     return float((seen.float() - truth.float()).norm() / (truth.float() - base.float()).norm())
+
+
+def flux(seed: int = 0, **options) -> nn.Module:
+    """A Flux transformer of one double and one single block, 48 wide."""
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(seed)
+    settings = {
+        "patch_size": 1, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+        "num_attention_heads": 3, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH,
+        "axes_dims_rope": [4, 4, 8],
+    }  # fmt: skip
+    return FluxTransformer2DModel(**{**settings, **options}).eval()
