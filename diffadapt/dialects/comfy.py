@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from diffadapt.adapter import TargetKey
-from diffadapt.dialects.base import Facts, Slot
+from diffadapt.dialects.base import Facts, Key, Slot
 from diffadapt.dialects.diffusers import dotted_writer
 from diffadapt.dialects.dotted import Dotted
 from diffadapt.dialects.kohya import DENOISERS
-from diffadapt.dialects.roles import COMFY_SPELLING
+from diffadapt.dialects.roles import COMFY_SPELLING, split_role
 from diffadapt.errors import DialectError
 from diffadapt.families.base import Family
-
-_ENCODERS = ("clip_l", "clip_g", "clip_h", "t5xxl", "t5xl", "t5base", "pile_t5xl", "hydit_clip", "mt5xl")
 
 
 class Comfy(Dotted):
@@ -25,12 +23,18 @@ class Comfy(Dotted):
 
     name = "comfy"
     prefixes: ClassVar[Mapping[str, Slot | None]] = {
-        "diffusion_model.": "denoiser", "model.diffusion_model.": "denoiser",
-        **{f"text_encoders.{encoder}.transformer.": encoder for encoder in _ENCODERS},
-        **{f"text_encoders.{encoder}.": encoder for encoder in _ENCODERS},
+        "diffusion_model.": "denoiser", "model.diffusion_model.": "denoiser", "text_encoders.": None,
         "lora_te.": "text_encoder",
     }  # fmt: skip
     writer: ClassVar[str] = "ai_toolkit"
+
+    def split(self, key: str) -> Key | None:
+        if not key.startswith("text_encoders."):
+            return super().split(key)
+        ending = split_role(key)
+        _, encoder, module = (*(ending.module if ending else "").split(".", 2), "", "")[:3]
+        # ComfyUI's own name of the encoder is the slot: families know which of theirs it is.
+        return Key(encoder, module.removeprefix("transformer."), ending.role, False) if ending and module else None
 
     def writer_of(self, facts: Facts) -> str:
         # ai-toolkit drops the alpha of LoRA and trains with alpha = rank; whoever keeps it follows Kohya's rule.
@@ -48,7 +52,8 @@ class Comfy(Dotted):
             native = names.native_name(target.module) if names else None
             return f"diffusion_model.{native or target.module}.{ending}"
         slots = family.slots if family else {}
-        encoder = next((slot for slot in _ENCODERS if slots.get(slot) == target.component), None)
+        own = [slot for slot, part in slots.items() if part == target.component and not slot.startswith("text_encoder")]
+        encoder = next(iter(own), None)
         if encoder is None:
             raise DialectError(f"comfy: has no prefix for the component '{target.component}'.")
         return f"text_encoders.{encoder}.transformer.{target.module}.{ending}"

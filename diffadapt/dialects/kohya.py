@@ -23,7 +23,8 @@ class Kohya(Dialect):
     name = "kohya"
     prefixes: ClassVar[Mapping[str, str]] = {
         "lora_unet_": "denoiser", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
-        "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3", "lora_transformer_": "transformer",
+        "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3", "lora_te4_": "text_encoder_4",
+        "lora_transformer_": "transformer", "lora_prior_unet_": "prior", "lora_prior_te_": "prior_text_encoder",
     }  # fmt: skip
     writer: ClassVar[str] = "kohya"
 
@@ -63,7 +64,8 @@ class Kohya(Dialect):
         prefix = {
             "": "lora_unet_", "unet": "lora_unet_", "transformer": "lora_unet_", "controlnet": "lora_unet_",
             "text_encoder": "lora_te1_" if numbered else "lora_te_",
-            "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_",
+            "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_", "text_encoder_4": "lora_te4_",
+            "prior": "lora_prior_unet_",
         }.get(target.component)  # fmt: skip
         if prefix is None:
             raise DialectError(f"{self.name}: has no prefix for the component '{target.component}'.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +14,10 @@ from diffadapt.dialects.roles import split_role
 from diffadapt.families.base import Family
 
 _PREFIX = "lycoris_"
+# Wrapped around a whole pipeline, the component comes first: `lycoris_transformer_transformer_blocks_0_...`.
+_COMPONENT = re.compile(
+    r"(?:transformer|unet)_(?=(?:single_)?transformer_blocks_|(?:down|up)_blocks_|mid_block_|(?:double|single)_blocks_)"
+)
 # The wrapper stores alpha with each module; the run's defaults in the config must not stand in for one.
 _RUN_DEFAULTS = frozenset({"r", "lora_alpha", "alpha"})
 
@@ -28,7 +33,7 @@ class Lycoris(Kohya):
         ending = split_role(key)
         if ending is None or not ending.module.startswith(_PREFIX):
             return None
-        module = ending.module[len(_PREFIX) :].lstrip("_")
+        module = _COMPONENT.sub("", ending.module[len(_PREFIX) :].lstrip("_"))
         return Key(None, module, ending.role, "." not in module)
 
     def contexts(self, facts: Facts) -> ContextOf:

@@ -12,25 +12,45 @@ from diffadapt.families.names import Names, Rule, between, under
 from diffadapt.families.t5 import T5_XXL
 
 _DOUBLE, _SINGLE = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
+_QKV, _ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 
-BLOCKS = (
-    Rule("double_blocks.{i}.img_attn.qkv", under(f"{_DOUBLE}.attn", ("to_q", "to_k", "to_v"))),
-    Rule("double_blocks.{i}.txt_attn.qkv", under(f"{_DOUBLE}.attn", ("add_q_proj", "add_k_proj", "add_v_proj"))),
+JOINT = (
+    Rule("double_blocks.{i}.img_attn.qkv", under(f"{_DOUBLE}.attn", _QKV)),
+    Rule("double_blocks.{i}.txt_attn.qkv", under(f"{_DOUBLE}.attn", _ADDED)),
     *between("double_blocks.{i}", _DOUBLE, {
         "img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out",
         "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
         "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
-        "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
-        "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
-        "img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear",
-    }),
-    Rule("single_blocks.{i}.linear1", (*under(f"{_SINGLE}.attn", ("to_q", "to_k", "to_v")), f"{_SINGLE}.proj_mlp")),
-    *between("single_blocks.{i}", _SINGLE, {
-        "linear2": "proj_out", "modulation.lin": "norm.linear",
-        "norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k",
     }),
 )  # fmt: skip
+"""The joint attention."""
+
+FEED_FORWARD = between("double_blocks.{i}", _DOUBLE, {
+    "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
+})  # fmt: skip
+MODULATION = (
+    *between("double_blocks.{i}", _DOUBLE, {"img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear"}),
+    *between("single_blocks.{i}", _SINGLE, {"modulation.lin": "norm.linear"}),
+)
+SINGLE = (
+    Rule("single_blocks.{i}.linear1", (*under(f"{_SINGLE}.attn", _QKV), f"{_SINGLE}.proj_mlp")),
+    # A part of linear1 under a name of its own: XLabs' and USO's files.
+    Rule("single_blocks.{i}.linear1_qkv", under(f"{_SINGLE}.attn", _QKV), written=False),
+    *between("single_blocks.{i}", _SINGLE, {
+        "linear2": "proj_out", "norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k",
+    }),
+)  # fmt: skip
+BLOCKS = (*JOINT, *FEED_FORWARD, *SINGLE, *MODULATION)
 """The blocks' original names, which Flux' descendants share."""
+
+PARTS = tuple(
+    Rule(f"{rule.foreign}.{n}", (target,), written=False)
+    for rule in (*JOINT, *SINGLE)
+    if rule.written and len(rule.targets) > 1
+    for n, target in enumerate(rule.targets)
+)
+"""OneTrainer's older layout: the parts of a fused module by number, each an adapter of its own."""
 
 TOP = (
     *between("", "", {
@@ -50,8 +70,12 @@ FLUX1 = Family(
     "flux1",
     {
         "transformer": Names(
-            native=(*BLOCKS, *TOP),
-            model=Model("flux1", "diffusers.FluxTransformer2DModel", {"guidance_embeds": True}),
+            native=(*BLOCKS, *TOP, *PARTS),
+            model=Model(
+                "flux1", "diffusers.FluxTransformer2DModel", {"guidance_embeds": True},
+                # Control and Fill see an image beside the noise, and adapters that make dev into them do as well.
+                also={"x_embedder": ((3072, 128), (3072, 384))},
+            ),
         ),
         "text_encoder": CLIP,
         "text_encoder_2": T5_XXL,

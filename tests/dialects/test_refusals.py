@@ -42,7 +42,7 @@ def test_a_whole_unet_is_refused(family):
 
 
 def test_unknown_adapters_are_not_called_models():
-    keys = [f"double_blocks.{i}.processor.qkv_lora1.down.weight" for i in range(9)]
+    keys = [f"double_blocks.{i}.processor.qkv_lora9.down.weight" for i in range(9)]
     with pytest.raises(DialectError, match="no dialect"):
         read_adapter({key: torch.ones(2, 2) for key in keys})
 
