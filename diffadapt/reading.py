@@ -9,11 +9,13 @@ from torch import Tensor
 
 from diffadapt.adapter import Adapter, Foreign, TargetKey
 from diffadapt.algorithms import Delta, TensorGroup, parse_group
+from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.rows import Exchanged
 from diffadapt.algorithms.total import Sum
 from diffadapt.dialects import Dialect, Facts, recognise
 from diffadapt.dialects.base import ContextOf
 from diffadapt.dialects.embeddings import is_left_over, take_embeddings
+from diffadapt.dialects.peft import Peft
 from diffadapt.dialects.refusals import refuse
 from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
 from diffadapt.families import Family
@@ -28,6 +30,8 @@ _SHOWN = 5
 _IGNORED = {
     "position_ids": "a buffer of positions", "logit_scale": "of the whole CLIP, unused in a pipeline",
     "num_batches_tracked": "a training counter", "initial_lora_reg": "of training only",
+    **dict.fromkeys(("lora_velora_embed", "std_prior", "expert_weights", "expert_weights_prior", "gaussian_var_prior"),
+                    "of PEFT's training only (VeLoRA, MonteCLoRA)"),
 }  # fmt: skip
 _OPTIMIZER = ("optimizer.", "optimizer_state", "ema_decay", "ema_step", "global_step", "lr_scheduler", "train_state")
 
@@ -106,6 +110,7 @@ class _Reading:
     def adapter(self) -> Adapter:
         self.set_aside()
         groups, dialects, evidence = self.grouped()
+        groups = self.shared(groups)
         modules = [Module(group.slot, group.name, group.tensors) for group in groups]
         told = base_model(self.raw.metadata, self.raw.config)
         families = choose(modules, told.lower() if told else None)
@@ -168,10 +173,27 @@ class _Reading:
         group.keys[role] = key
         return True
 
+    def shared(self, groups: list[_Group]) -> list[_Group]:
+        """The groups of modules. What belongs to the whole model (PEFT's shared tensors) becomes the file's bank.
+
+        Raises DialectError where there is nothing else: what the tensors act on cannot be told then.
+        """
+        common = [group for group in groups if not group.name and isinstance(group.dialect, Peft)]
+        modules = [group for group in groups if group.name or not isinstance(group.dialect, Peft)]
+        tensors = {role: tensor for group in common for role, tensor in group.tensors.items()}
+        self.bank = Bank(tensors, tuple(group.name for group in modules))
+        if common and not modules:
+            raise DialectError(
+                f"the file holds only tensors that all modules share ({', '.join(sorted(tensors))}), and not which "
+                "part of them each module takes: PEFT works that out from the order of the trained model's modules. "
+                "Save the adapter again with save_indices=True."
+            )
+        return modules
+
     def place(self, groups: list[_Group], modules: list[Module], family: Family | None) -> None:
         """Make each group's delta and put it where it acts."""
         roles = frozenset(role for group in groups for role in group.tensors)
-        facts = Facts(roles, self.raw.metadata, self.raw.config, self.alpha)
+        facts = Facts(roles, self.raw.metadata, self.raw.config, self.alpha, self.bank)
         contexts: dict[Dialect, ContextOf] = {}
         self.certain = certain(family, modules) if family else frozenset()
         for group, module in zip(groups, modules, strict=True):
@@ -191,7 +213,7 @@ class _Reading:
         swapped = exchanged(group.tensors) if route and route.exchange else None
         tensors = group.tensors if swapped is None else swapped
         for role, tensor in group.tensors.items():
-            if not tensor.is_floating_point() and role not in _INTEGERS:
+            if not tensor.is_floating_point() and role not in _INTEGERS and not role.endswith(_INDICES):
                 raise AlgorithmError(
                     f"{group.keys[role]}: is {tensor.dtype}; expected floating-point numbers. Quantised factors cannot "
                     "be read without their scales: use the file they were made from."
@@ -230,6 +252,7 @@ class _Reading:
 
 # Roles whose tensors count or index; factors are never integers.
 _INTEGERS = frozenset({"alpha", "on_input", "bias_indices", "bias_size", "reshape_weight", "shira_indices"})
+_INDICES = ("_indices", "_indices_A", "_indices_B")
 _ATTRIBUTES = frozenset({"weight", "bias"})
 
 

@@ -7,23 +7,44 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup
 from diffadapt.algorithms.base_changing import KaSA, repair
 from diffadapt.algorithms.boft import BOFT
 from diffadapt.algorithms.boft_peft import PeftBOFT
+from diffadapt.algorithms.deft import DEFT
+from diffadapt.algorithms.delora import DeLoRA
 from diffadapt.algorithms.dora import DoRA
+from diffadapt.algorithms.frod import FRoD
 from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.glora import GLoRA
+from diffadapt.algorithms.glora_peft import PeftGLoRA
+from diffadapt.algorithms.gralora import GraLoRA
+from diffadapt.algorithms.hira import HiRA
 from diffadapt.algorithms.hra import HRA
 from diffadapt.algorithms.ia3 import IA3
 from diffadapt.algorithms.loha import LoHa
 from diffadapt.algorithms.lokr import LoKr
 from diffadapt.algorithms.lora import LoRA
+from diffadapt.algorithms.lora_short import BlockLoRA, QALoRA
+from diffadapt.algorithms.miss import BatMiSS, MiSS
 from diffadapt.algorithms.norm import Norm
 from diffadapt.algorithms.oft import OFT
 from diffadapt.algorithms.oft_diag import OFTDiag
 from diffadapt.algorithms.oft_flux import SplitOFT
 from diffadapt.algorithms.oft_peft import PackedOFT
 from diffadapt.algorithms.oft_peft_old import OldInputOFT, OldOutputOFT
+from diffadapt.algorithms.osf import OSF
+from diffadapt.algorithms.peanut import PEANuT
+from diffadapt.algorithms.psoft import PSOFT
+from diffadapt.algorithms.randlora import RandLoRA
+from diffadapt.algorithms.replaced import BEFT, TrainedTokens
 from diffadapt.algorithms.residual import Residual
+from diffadapt.algorithms.road import RoAd
+from diffadapt.algorithms.sparse import SHiRA, SuperTuning
+from diffadapt.algorithms.spectrum import C3A, FourierFT
+from diffadapt.algorithms.tinylora import TinyLoRA
 from diffadapt.algorithms.tlora import TLoRA
 from diffadapt.algorithms.total import Sum
+from diffadapt.algorithms.unilora import UniLoRA
+from diffadapt.algorithms.vblora import VBLoRA
+from diffadapt.algorithms.vera import PVeRA, VeRA
+from diffadapt.algorithms.waveft import WaveFT
 from diffadapt.errors import AlgorithmError
 
 ALGORITHMS: tuple[type[Delta], ...] = (
@@ -31,6 +52,8 @@ ALGORITHMS: tuple[type[Delta], ...] = (
     Full,  # before LoRA: ai-toolkit's full rank is half a pair
     AdaLoRA,  # before LoRA: a pair with one tensor more, like KaSA
     KaSA,
+    BlockLoRA,  # before LoRA: their factors are short
+    QALoRA,
     LoRA,
     LoHa,
     LoKr,
@@ -48,6 +71,31 @@ ALGORITHMS: tuple[type[Delta], ...] = (
     OldInputOFT,
     PeftBOFT,
     HRA,
+    PeftGLoRA,
+    VeRA,
+    PVeRA,
+    RandLoRA,
+    FourierFT,
+    C3A,
+    WaveFT,
+    VBLoRA,
+    UniLoRA,
+    SHiRA,
+    SuperTuning,
+    MiSS,
+    BatMiSS,
+    RoAd,
+    DeLoRA,
+    HiRA,
+    GraLoRA,
+    DEFT,
+    PSOFT,
+    TinyLoRA,
+    OSF,
+    PEANuT,
+    FRoD,
+    TrainedTokens,
+    BEFT,
 )
 
 __all__ = ["ALGORITHMS", "Context", "Delta", "TensorGroup", "parse_group"]

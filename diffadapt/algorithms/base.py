@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.forms import BiasChange, Dense, Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -32,12 +33,14 @@ class Context:
         `r` and `lora_alpha` are this module's own.
     alpha: overrides every alpha of the file (for files that lost theirs), or None.
     metadata: the file's own header.
+    bank: what this module shares with the others of the file (some PEFT methods).
     """
 
     writer: str = "kohya"
     config: Mapping[str, Any] = field(default_factory=dict)
     alpha: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    bank: Bank = field(default_factory=Bank)
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -140,6 +143,10 @@ class Delta(ABC):
         """The float32 change (out,) of the bias, or None. `bias`: the base bias, None where the module has none."""
         return None
 
+    def bias_change(self, bias: Tensor | None, weight: Callable[[], Tensor]) -> Tensor | None:
+        """`bias_delta` where the base weight is at hand, which the bias of PEFT's GLoRA depends on."""
+        return self.bias_delta(bias)
+
     def low_rank(self) -> LowRank | None:
         """The exact low-rank form of the weight's change, where there is one that needs no base weight."""
         return None
@@ -148,7 +155,7 @@ class Delta(ABC):
         """The live effect, as parts that are each linear in the multiplier. `weight()` and `bias()`: the base's."""
         pair = self.low_rank()
         main: Form = pair if pair is not None else Dense(self.weight_delta(weight()))
-        change = self.bias_delta(bias())
+        change = self.bias_change(bias(), weight)
         return (main,) if change is None else (main, BiasChange(change))
 
     @property

@@ -44,6 +44,10 @@ class Sum(Delta):
         changes = [change for part in self.parts if (change := part.bias_delta(bias)) is not None]
         return sum(changes[1:], changes[0]) if changes else None
 
+    def bias_change(self, bias: Tensor | None, weight: Callable[[], Tensor]) -> Tensor | None:
+        changes = [change for part in self.parts if (change := part.bias_change(bias, weight)) is not None]
+        return sum(changes[1:], changes[0]) if changes else None
+
     def low_rank(self) -> LowRank | None:
         pairs = [part.low_rank() for part in self._of_weight]
         known = [pair for pair in pairs if pair is not None]

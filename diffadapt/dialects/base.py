@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from diffadapt.adapter import TargetKey
+from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context
 from diffadapt.families.base import Family
 
@@ -21,7 +22,8 @@ class Key(NamedTuple):
     """A file's key, taken apart.
 
     slot: what the prefix says, or None where the key does not say (`base_model.model.`, `lycoris_`).
-    module: the module as the file names it, `flat` if its dots are underscores. role: canonical role (see TensorGroup).
+    module: the module as the file names it, `flat` if its dots are underscores; empty for a tensor of the whole model
+    (see Bank). role: canonical role (see TensorGroup).
     """
 
     slot: Slot | None
@@ -42,13 +44,14 @@ class Facts:
     """What a file holds beside its tensors.
 
     roles: every canonical role that occurs. metadata: the file's header. config: the JSON beside the file, or None.
-    alpha: the caller's override.
+    alpha: the caller's override. bank: the tensors that belong to no module but to all of them.
     """
 
     roles: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     alpha: float | None = None
+    bank: Bank = field(default_factory=Bank)
 
 
 ContextOf = Callable[[Slot | None, str], Context]

@@ -40,11 +40,13 @@ class Dotted(Dialect):
     def contexts(self, facts: Facts) -> ContextOf:
         configs = configs_of(facts.metadata, facts.config)
         writer = self.writer_of(facts)
-        plain = Context(writer, {}, facts.alpha, facts.metadata)
+        plain = Context(writer, {}, facts.alpha, facts.metadata, facts.bank)
 
         def context(slot: Slot | None, module: str) -> Context:
             config = configs.get(slot) or configs.get("unet" if slot == "denoiser" else None) or configs.get(None)
-            return plain if config is None else Context(writer, config.of(module), facts.alpha, facts.metadata)
+            if config is None:
+                return plain
+            return Context(writer, config.of(module), facts.alpha, facts.metadata, facts.bank)
 
         return context
 

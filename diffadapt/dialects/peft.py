@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from diffadapt.adapter import TargetKey
-from diffadapt.dialects.base import Facts, Key, Slot
+from diffadapt.dialects.base import Facts, Key, Recognition, Slot, evidence
 from diffadapt.dialects.dotted import PEFT_PREFIX, Dotted
-from diffadapt.dialects.roles import PEFT_SPELLING
+from diffadapt.dialects.roles import PEFT_SPELLING, split_role
 from diffadapt.errors import DialectError
 from diffadapt.families.base import Family
 
 _REPLACED = {"weight": "set_weight", "bias": "set_bias"}
+# Levels that PEFT puts between a module and its own tensors.
+_LEVELS = (".base_layer", ".ln_tuning_layers", ".token_adapter")
+_SHARED = "base_model."
 
 
 class Peft(Dotted):
@@ -22,13 +25,27 @@ class Peft(Dotted):
     prefixes: ClassVar[Mapping[str, Slot | None]] = {PEFT_PREFIX: None}
     writer: ClassVar[str] = "peft"
 
+    def recognise(self, keys: Collection[str]) -> Recognition | None:
+        return super().recognise(keys) or evidence(
+            keys, lambda key: self.split_shared(key) is not None, "are of a whole PEFT model"
+        )
+
     def split(self, key: str) -> Key | None:
         found = super().split(key)
-        if found is None or found.role not in _REPLACED:
-            return found
+        if found is None:
+            return self.split_shared(key)
+        if found.role not in _REPLACED:
+            return found._replace(module=found.module.removesuffix(".token_adapter"))
         # `modules_to_save`, `bias="all"`: whole tensors that take the place of the model's.
-        module = found.module.removesuffix(".base_layer")
+        module = found.module
+        for level in _LEVELS:
+            module = module.removesuffix(level)
         return found._replace(module=module, role=_REPLACED[found.role])
+
+    def split_shared(self, key: str) -> Key | None:
+        """`base_model.vera_A`: a tensor that all modules share."""
+        ending = split_role(key) if key.startswith(_SHARED) else None
+        return None if ending is None or ending.module != "base_model" else Key(None, "", ending.role, False)
 
     def writer_of(self, facts: Facts) -> str:
         return "peft"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffadapt.algorithms import Context, Delta, TensorGroup, parse_group
+from diffadapt.algorithms.bank import Bank
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(24, 32), (3, 5, 24)),
@@ -26,7 +27,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @dataclass(frozen=True)
 class Sample:
     """Tensor shapes by role (a Tensor is taken as it is). rows: borders at which its output rows can be separated, or
-    empty. fixed: roles that hold no trained numbers."""
+    empty. fixed: roles that hold no trained numbers. shared: what the whole file holds once."""
 
     name: str
     algorithm: str
@@ -35,17 +36,14 @@ class Sample:
     writer: str = "lycoris"
     config: dict[str, Any] = field(default_factory=dict)
     rows: tuple[int, ...] = (8, 20)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(7)
-        return {
-            role: shape if isinstance(shape, Tensor) else 0.3 * torch.randn(shape, generator=generator)
-            for role, shape in self.shapes.items()
-        }
+        return _filled(self.shapes)
 
     @property
     def context(self) -> Context:
-        return Context(self.writer, self.config)
+        return Context(self.writer, self.config, bank=Bank(_filled(self.shared), (self.name,)))
 
     def delta(self, change: Callable[[Tensor], Tensor] = lambda t: t) -> Delta:
         tensors = {role: change(t) if t.is_floating_point() else t for role, t in self.tensors().items()}
@@ -62,10 +60,19 @@ class Sample:
         return module, x
 
 
+def _filled(shapes: dict[str, Any]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return {
+        role: shape if isinstance(shape, Tensor) else 0.3 * torch.randn(shape, generator=generator)
+        for role, shape in shapes.items()
+    }
+
+
 ALPHA = torch.tensor(3.0)
 LORA = {"lora_down": (4, 24), "lora_up": (32, 4), "alpha": ALPHA}
 LOHA = {"hada_w1_a": (32, 2), "hada_w1_b": (2, 24), "hada_w2_a": (32, 2), "hada_w2_b": (2, 24), "alpha": ALPHA}
 LOKR = {"lokr_w1": (4, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 6), "alpha": ALPHA}
+FROD = {"V": torch.eye(24) + 0.1, "s_indices": torch.tensor([[0, 9, 20], [3, 2, 0]])}
 SCALE = 1 + torch.rand(32, 1, generator=torch.Generator().manual_seed(1))
 
 SAMPLES = [
@@ -140,4 +147,65 @@ SAMPLES = [
     Sample("oft peft middle", "oft_peft", "linear", {"oft_r": (4, 6, 6), "oft_s": (32, 1)}, "peft", {"r": 4}),
     Sample("boft peft", "boft_peft", "linear", {"boft_R": (1, 6, 4, 4), "boft_s": (32, 1)}, "peft"),
     Sample("hra", "hra", "linear", {"hra_u": (24, 4)}, "peft"),
+    Sample("glora peft", "glora_peft", "linear",
+           {"glora_A.Xd": (32, 3), "glora_A.Xu": (3, 24), "glora_B.X": (32, 1), "glora_C.zeros": torch.zeros(24, 1),
+            "glora_D.X": (32,), "glora_E.X": (1,)}, "peft"),
+    Sample("vera", "vera", "linear", {"vera_lambda_b": (32,), "vera_lambda_d": (4,)}, "peft", rows=(),
+           shared={"vera_A": (4, 30), "vera_B": (40, 4)}),
+    Sample("pvera", "pvera", "linear", {"pvera_lambda_b": (32,), "pvera_lambda_d": (8,)}, "peft", rows=(),
+           shared={"pvera_A": (8, 30), "pvera_B": (40, 4)}),
+    Sample("randlora", "randlora", "linear", {"randlora_lambda": (5, 5), "randlora_gamma": (5, 24)}, "peft",
+           {"randlora_alpha": 3}, (), {"randlora_A": (5, 1, 30), "randlora_B": (40, 6, 5)}),
+    Sample("fourierft", "fourierft", "linear", {"fourierft_spectrum": (20,)}, "peft",
+           {"scaling": 9, "random_loc_seed": 5}, ()),
+    Sample("waveft", "waveft", "linear", {"waveft_spectrum": (20,)}, "peft",
+           {"scaling": 9, "random_loc_seed": 5, "wavelet_family": "db2"}, ()),
+    Sample("c3a", "c3a", "linear", {"c3a_kernel": (4, 3, 8)}, "peft"),
+    Sample("vblora", "vblora", "linear", {"vblora_logits_A": (3, 3, 10), "vblora_logits_B": (4, 3, 10)}, "peft",
+           {"topk": 2}, shared={"vblora_vector_bank": (10, 8)}),
+    Sample("unilora", "unilora", "linear",
+           {"unilora_indices_A": torch.arange(72).reshape(3, 24) % 11, "unilora_scales_A": (3, 24),
+            "unilora_indices_B": torch.arange(96).reshape(32, 3) % 7, "unilora_scales_B": (32, 3)}, "peft",
+           shared={"unilora_theta_d": (11,)}),
+    Sample("shira", "shira", "linear",
+           {"shira_weight": (4,), "shira_indices": torch.tensor([[0, 9, 12, 31], [3, 23, 0, 7]])}, "peft"),
+    Sample("supertuning", "supertuning", "linear",
+           {"supertuning_values": (4,), "supertuning_indices": torch.tensor([0, 250, 330, 767])}, "peft", rows=()),
+    Sample("supra", "supertuning", "linear",
+           {"supertuning_values": (4,), "supertuning_indices": torch.tensor([0, 250, 330, 767]),
+            "supertuning_lora_A": (3, 24), "supertuning_lora_B": (32, 3)}, "peft", {"lora_alpha": 2}),
+    Sample("miss", "miss", "linear", {"miss_block": (5, 32)}, "peft", rows=()),
+    Sample("miss bat", "miss_bat", "linear", {"bone_block": (8, 4, 4)}, "peft"),
+    Sample("road", "road", "linear", {"road_theta": (64,), "road_alpha": (64,)}, "peft",
+           {"variant": "road_4", "group_size": 4}),
+    Sample("delora", "delora", "linear",
+           {"delora_A": (3, 24), "delora_B": (32, 3), "delora_lambda": torch.tensor([4.0]),
+            "delora_w_norm": torch.linspace(1, 2, 24)}, "peft"),
+    Sample("hira", "hira", "conv", {"hira_A": (3, 16, 3, 3), "hira_B": (32, 3, 1, 1)}, "peft"),
+    Sample("hira embedding", "hira", "embedding", {"hira_embedding_A": (3, 30), "hira_embedding_B": (20, 3)}, "peft",
+           rows=()),
+    Sample("gralora", "gralora", "linear",
+           {"gralora_A": (4, 6, 8), "gralora_B": (4, 8, 8), "gralora_A_general": (2, 24), "gralora_B_general": (32, 2)},
+           "peft", {"alpha": 3}),
+    Sample("deft", "deft", "linear", {"deft_P": (32, 3), "deft_R": (3, 24)}, "peft", {"decomposition_method": "qr"},
+           ()),
+    Sample("psoft", "psoft", "linear", {"psoft_R": (6,), "psoft_R.vector_a": torch.linspace(0.5, 1.5, 4)}, "peft",
+           {"ab_svd_init": "psoft_init"}, ()),
+    Sample("tinylora", "tinylora", "linear", {"tinylora_A": (2, 24), "tinylora_B": (32, 2), "tinylora_P": (5, 2, 2)},
+           "peft", rows=(), shared={"tinylora_v.0": (5,)}),
+    Sample("osf", "osf", "linear",
+           {"osf_svd_params.U_low": (32, 4), "osf_svd_params.S_low": (4,), "osf_svd_params.V_low": (4, 24)}, "peft",
+           rows=()),
+    Sample("peanut", "peanut", "linear",
+           {"peanut_A": (4, 32), "peanut_B": (32, 4), "peanut_encoders.0": (4, 4), "peanut_decoders.0": (4, 4)}, "peft",
+           {"act_fn": "gelu", "scaling": 0.5}, ()),
+    Sample("frod", "frod", "linear", {"frod_lambda_l": (24,), "frod_lambda_s_values": (3,)}, "peft", rows=(),
+           shared={f"frod_{what}.{name}": t for name in ("frod", "m") for what, t in FROD.items()}),
+    Sample("tokens", "tokens", "embedding", {"trainable_tokens_delta": (3, 20)}, "peft", {"token_indices": [1, 4, 9]},
+           ()),
+    Sample("beft", "beft", "linear", {"beft_bias": (1, 32)}, "peft"),
+    Sample("bdlora", "bdlora", "linear", {"lora_down": (4, 12), "lora_up": (32, 4)}, "peft",
+           {"r": 4, "lora_alpha": 3, "use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["bdlora", "m"]}}),
+    Sample("qalora", "qalora", "linear", {"lora_down": (4, 6), "lora_up": (32, 4)}, "peft",
+           {"r": 4, "lora_alpha": 3, "use_qalora": True, "qalora_group_size": 4}),
 ]  # fmt: skip

@@ -1,0 +1,49 @@
+"""What the modules of one PEFT file share: tensors saved once for the whole model, and what a seed drew for them.
+
+VeRA, RandLoRA, VB-LoRA, UniLoRA, TinyLoRA and FRoD keep such tensors under `base_model.<name>`, beside those of the
+modules. Where they were not saved, PEFT draws them again from a seed, in sizes that depend on every module it adapted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diffadapt.errors import AlgorithmError
+
+
+class Bank:
+    """The shared tensors by role, and the sizes of the file's modules as far as a model has told them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None, modules: tuple[str, ...] = ()) -> None:
+        """tensors: role -> tensor. modules: the file's names of all modules that the adapter acts on."""
+        self.tensors = dict(tensors or {})
+        self.modules = modules
+        self.drawn: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        """What was drawn from a seed already, by seed and sizes."""
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(self, module: str, shape: tuple[int, ...]) -> None:
+        """Take down the shape of a module's weight, when an adapter is checked against a model."""
+        self._shapes[module] = shape
+
+    def shape_of(self, module: str) -> tuple[int, ...] | None:
+        """The shape of a module's weight, or None before the adapter has met a model."""
+        return self._shapes.get(module)
+
+    def largest(self, algorithm: str) -> tuple[int, int]:
+        """The largest output and input size of all modules, which PEFT's shared matrices have.
+
+        Raises AlgorithmError where a module of the file has not been found in a model: nobody knows its size then.
+        """
+        missing = [module for module in self.modules if module not in self._shapes]
+        if missing or not self.modules:
+            raise AlgorithmError(
+                f"{algorithm}: the file lacks the shared matrices (save_projection=False), and to draw them again from "
+                "the seed takes the sizes of all modules that the adapter was trained on; the model does not have "
+                f"{missing[0] if missing else 'any of them'}. Save the adapter again with save_projection=True."
+            )
+        shapes = [self._shapes[module] for module in self.modules]
+        return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)

@@ -1,0 +1,123 @@
+"""LoRAs of PEFT with one short factor: BD-LoRA (block-diagonal) and QALoRA (inputs averaged in groups).
+
+BD-LoRA (config `use_bdlora`): `lora_down` (r, in / n) or `lora_up` (out, r / n) is n row chunks that stand on the
+diagonal of the real factor; which of both is, is decided by the module's name, as PEFT does.
+QALoRA (config `use_qalora`): `lora_down` A (r, in / g), g = `qalora_group_size`; PEFT averages g inputs and
+multiplies by in / g, so delta W = s (in / g^2) B repeat(A, g times each column). PEFT trains it on GPTQ weights.
+Both act as ordinary LoRAs. Sources: QA-LoRA, arXiv 2309.14717; PEFT `tuners/lora/variants.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.base import Context, TensorGroup, f32
+from diffadapt.algorithms.factored import Factored, block_diagonal
+from diffadapt.algorithms.forms import LowRank
+from diffadapt.algorithms.lora import LoRA
+from diffadapt.errors import AlgorithmError
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLoRA(Factored):
+    """down (r, in) or (r, in / n), up (out, r) or (out, r / n). blocks: n; short_up: which of both is short."""
+
+    algorithm: ClassVar[str] = "bdlora"
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    blocks: int
+    short_up: bool
+    stabilised: bool
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        options = context.config.get("use_bdlora")
+        if not isinstance(options, Mapping) or ("lora_down" not in group and "lora_up" not in group):
+            return None
+        name, blocks = group.name.rpartition(".")[2], int(options.get("nblocks") or 1)
+        short_down, short_up = (_named(name, options.get(f"target_modules_bd_{side}")) for side in ("a", "b"))
+        if blocks == 1 or not (short_down or short_up):
+            return None
+        down, up = group.take("lora_down"), group.take("lora_up")
+        rank = len(down)
+        width = rank // blocks if short_up else rank
+        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != width or (up if short_up else down).shape[0] % blocks:
+            raise AlgorithmError(
+                f"{group.name}: lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} are no LoRA in {blocks} blocks."
+            )
+        alpha = group.take_alpha(rank, context)
+        return cls(down, up, alpha, blocks, short_up, bool(context.config.get("use_rslora")))
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        return int(self.up.shape[0]), int(self.down.shape[1] * (1 if self.short_up else self.blocks))
+
+    def pair(self, out_features: int, in_features: int) -> LowRank:
+        down, up = f32(self.down), f32(self.up)
+        if self.short_up:
+            up = block_diagonal(up.chunk(self.blocks))
+        else:
+            down = block_diagonal(down.chunk(self.blocks))
+        return LowRank(down, up, self.alpha / (self.rank**0.5 if self.stabilised else self.rank))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The factors; `use_bdlora` is the config's."""
+        return {"lora_down": self.down, "lora_up": self.up, "alpha": torch.tensor(self.alpha)}
+
+
+@dataclass(frozen=True, eq=False)
+class QALoRA(Factored):
+    """down (r, in / g), up (out, r). size: g."""
+
+    algorithm: ClassVar[str] = "qalora"
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    size: int
+    stabilised: bool
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        config = context.config
+        if not config.get("use_qalora") or ("lora_down" not in group and "lora_up" not in group):
+            return None
+        size = config.get("qalora_group_size")
+        if not isinstance(size, int) or size < 1:
+            raise AlgorithmError(f"{group.name}: QALoRA needs qalora_group_size of adapter_config.json, not {size!r}.")
+        plain = LoRA.parse(group, context)
+        if plain is None or plain.down.ndim != 2 or plain.bias is not None or plain.mid is not None:
+            raise AlgorithmError(f"{group.name}: QALoRA is a pair (r, in / g), (out, r) without bias; this is not.")
+        return cls(plain.down, plain.up, plain.alpha, size, plain.rank_stabilised)
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        return int(self.up.shape[0]), int(self.down.shape[1] * self.size)
+
+    def pair(self, out_features: int, in_features: int) -> LowRank:
+        scale = self.alpha / (self.rank**0.5 if self.stabilised else self.rank)
+        down = f32(self.down).repeat_interleave(self.size, dim=1)
+        return LowRank(down, self.up, scale * self.down.shape[1] / self.size)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The factors; the group size is the config's."""
+        return {"lora_down": self.down, "lora_up": self.up, "alpha": torch.tensor(self.alpha)}
+
+
+def _named(name: str, patterns: Any) -> bool:
+    return any(isinstance(pattern, str) and pattern in name for pattern in patterns or ())

@@ -1,0 +1,84 @@
+"""What PEFT replaces rather than adds to: single rows of an embedding, and a bias beside a Linear.
+
+Trainable tokens: `trainable_tokens_delta` (n, dim) are, despite the name, the new rows of the tokens listed in the
+config's `token_indices`, or in LoRA's `trainable_token_indices` (a list, or a list by module).
+BEFT: `beft_bias` (1, out) is added to the bias, also where the Linear has none.
+Sources: PEFT `tuners/trainable_tokens`; BEFT, arXiv 2509.15974, `tuners/beft`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
+from diffadapt.algorithms.full import Full
+from diffadapt.algorithms.layer import Layer
+from diffadapt.errors import AlgorithmError
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTokens(Delta):
+    """vectors (n, dim) that replace the rows `tokens` of an embedding."""
+
+    algorithm: ClassVar[str] = "tokens"
+
+    vectors: Tensor
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        vectors = group.take_optional("trainable_tokens_delta")
+        if vectors is None:
+            return None
+        listed = context.config.get("token_indices") or context.config.get("trainable_token_indices")
+        if isinstance(listed, Mapping):
+            listed = next((value for name, value in listed.items() if f".{group.name}".endswith(f".{name}")), None)
+        if not isinstance(listed, (list, tuple)) or vectors.ndim != 2 or len(listed) != len(vectors):
+            raise AlgorithmError(
+                f"{group.name}: trainable_tokens_delta {tuple(vectors.shape)} needs as many token indices in "
+                f"adapter_config.json; seen {listed!r}."
+            )
+        return cls(vectors, tuple(int(token) for token in listed))
+
+    def weight_delta(self, weight: Tensor) -> Tensor:
+        rows = torch.tensor(self.tokens, device=weight.device)
+        change = f32(self.vectors, weight) - f32(weight[rows])
+        return torch.zeros(weight.shape, device=weight.device).index_put((rows,), change)
+
+    def check(self, layer: Layer) -> None:
+        if layer.kind != "embedding" or layer.shape[1] != self.vectors.shape[1] or max(self.tokens) >= layer.shape[0]:
+            raise AlgorithmError(
+                f"tokens: {tuple(self.vectors.shape)} for tokens up to {max(self.tokens)} does not fit a {layer.kind} "
+                f"of {layer.shape}."
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The vectors; which tokens they are is the config's."""
+        return {"trainable_tokens_delta": self.vectors}
+
+
+@dataclass(frozen=True, eq=False)
+class BEFT(Full):
+    """A bias difference (1, out), in `diff_b`."""
+
+    algorithm: ClassVar[str] = "beft"
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        vector = group.take_optional("beft_bias")
+        return None if vector is None else cls(diff_b=vector)
+
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
+        return None if self.diff_b is None else f32(self.diff_b, bias).flatten()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self.diff_b is None else {"beft_bias": self.diff_b}
+
+    def rows(self, start: int, stop: int) -> Self:
+        return dataclasses.replace(self, diff_b=None if self.diff_b is None else self.diff_b[:, start:stop])

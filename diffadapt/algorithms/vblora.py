@@ -1,0 +1,92 @@
+"""VB-LoRA: both factors of a LoRA are made of vectors from one bank for the whole model.
+
+Per module `vblora_logits_A` (r, in / v, N), `vblora_logits_B` (out / v, r, N); for the model `vblora_vector_bank`
+(N, v). Every v numbers of a factor are the mixture of the bank's `topk` vectors with the largest logits, weighed by the
+softmax of these. With `save_only_topk_weights` there are `..._topk_indices` (., ., k) integers and `..._topk_weights`
+(., ., k - 1) in place of the logits; the last weight is one less the others. delta W = B A, no scale.
+Sources: VB-LoRA, arXiv 2405.15179; PEFT `tuners/vblora`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffadapt.algorithms.bank import Bank
+from diffadapt.algorithms.base import Context, TensorGroup, f32
+from diffadapt.algorithms.factored import Factored
+from diffadapt.algorithms.forms import LowRank
+from diffadapt.errors import AlgorithmError
+
+_SIDES = ("vblora_logits_A", "vblora_logits_B")
+
+
+@dataclass(frozen=True, eq=False)
+class VBLoRA(Factored):
+    """logits: (A, B), or None where only the chosen vectors are saved: chosen (indices A, B), weights (A, B)."""
+
+    algorithm: ClassVar[str] = "vblora"
+
+    logits: tuple[Tensor, ...]
+    chosen: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    topk: int
+    bank: Bank
+
+    @classmethod
+    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
+        if not any(role.startswith(_SIDES) for role in group):
+            return None
+        vectors = context.bank.tensors.get("vblora_vector_bank")
+        if vectors is None or vectors.ndim != 2:
+            raise AlgorithmError(f"{group.name}: the file lacks the shared vblora_vector_bank (N, v).")
+        if f"{_SIDES[0]}_topk_indices" in group:
+            chosen = tuple(group.take(f"{side}_topk_indices") for side in _SIDES)
+            weights = tuple(group.take(f"{side}_topk_weights") for side in _SIDES)
+            fits = all(i.ndim == 3 and w.shape == (*i.shape[:2], i.shape[2] - 1) for i, w in zip(chosen, weights))  # noqa: B905
+            if not fits or any(int(i.max()) >= len(vectors) or int(i.min()) < 0 for i in chosen):
+                raise AlgorithmError(f"{group.name}: vblora's indices, weights and bank do not fit together.")
+            return cls((), chosen, weights, int(chosen[0].shape[2]), context.bank)
+        logits = tuple(group.take(side) for side in _SIDES)
+        topk = context.config.get("topk")
+        if any(t.ndim != 3 or t.shape[2] != len(vectors) for t in logits) or not topk:
+            raise AlgorithmError(
+                f"{group.name}: vblora's logits {[tuple(t.shape) for t in logits]} need topk of the config and the "
+                f"bank's {len(vectors)} vectors as their last size."
+            )
+        return cls(logits, (), (), int(topk), context.bank)
+
+    @property
+    def rank(self) -> int:
+        return int((self.logits or self.chosen)[0].shape[0])
+
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        a, b = self.logits or self.chosen
+        length = self.bank.tensors["vblora_vector_bank"].shape[1]
+        return int(b.shape[0] * length), int(a.shape[1] * length)
+
+    def mixture(self, side: int) -> Tensor:
+        """The float32 vectors of one factor, (., ., v)."""
+        if self.logits:
+            top = f32(self.logits[side]).topk(self.topk, dim=-1)
+            indices, weights = top.indices, top.values.softmax(-1)
+        else:
+            indices, weights = self.chosen[side].long(), f32(self.weights[side])
+            weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], dim=-1)
+        vectors = f32(self.bank.tensors["vblora_vector_bank"], weights)
+        return (weights.unsqueeze(-1) * vectors[indices]).sum(-2)
+
+    def pair(self, out_features: int, in_features: int) -> LowRank:
+        down = self.mixture(0).flatten(1)
+        return LowRank(down, self.mixture(1).transpose(1, 2).reshape(-1, self.rank))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The module's own; the bank is the file's, topk the config's."""
+        if self.logits:
+            return dict(zip(_SIDES, self.logits, strict=True))
+        named = {f"{side}_topk_indices": t for side, t in zip(_SIDES, self.chosen, strict=True)}
+        return named | {f"{side}_topk_weights": t for side, t in zip(_SIDES, self.weights, strict=True)}
