@@ -16,6 +16,7 @@ from diffadapt.dialects import Dialect, Facts, recognise
 from diffadapt.dialects.base import ContextOf
 from diffadapt.dialects.embeddings import is_left_over, take_embeddings
 from diffadapt.dialects.peft import Peft
+from diffadapt.dialects.peft_methods import refuse_method
 from diffadapt.dialects.refusals import refuse
 from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
 from diffadapt.families import Family
@@ -77,6 +78,7 @@ def read_adapter(
         source, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
         local_files_only=local_files_only, force_download=force_download, use_safetensors=use_safetensors,
     )  # fmt: skip
+    refuse_method(raw.config, raw.name)
     refuse(raw.tensors.keys(), raw.name)
     if check_finite:
         raw.check_finite()
