@@ -5,11 +5,15 @@ from __future__ import annotations
 from diffadapt.algorithms.adalora import AdaLoRA
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
 from diffadapt.algorithms.base_changing import KaSA, repair
+from diffadapt.algorithms.bdlora import BlockLoRA
+from diffadapt.algorithms.beft import BEFT
 from diffadapt.algorithms.boft import BOFT
 from diffadapt.algorithms.boft_peft import PeftBOFT
+from diffadapt.algorithms.c3a import C3A
 from diffadapt.algorithms.deft import DEFT
 from diffadapt.algorithms.delora import DeLoRA
 from diffadapt.algorithms.dora import DoRA
+from diffadapt.algorithms.fourierft import FourierFT
 from diffadapt.algorithms.frod import FRoD
 from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.glora import GLoRA
@@ -21,7 +25,6 @@ from diffadapt.algorithms.ia3 import IA3
 from diffadapt.algorithms.loha import LoHa
 from diffadapt.algorithms.lokr import LoKr
 from diffadapt.algorithms.lora import LoRA
-from diffadapt.algorithms.lora_short import BlockLoRA, QALoRA
 from diffadapt.algorithms.miss import BatMiSS, MiSS
 from diffadapt.algorithms.norm import Norm
 from diffadapt.algorithms.oft import OFT
@@ -32,15 +35,16 @@ from diffadapt.algorithms.oft_peft_old import OldInputOFT, OldOutputOFT
 from diffadapt.algorithms.osf import OSF
 from diffadapt.algorithms.peanut import PEANuT
 from diffadapt.algorithms.psoft import PSOFT
+from diffadapt.algorithms.qalora import QALoRA
 from diffadapt.algorithms.randlora import RandLoRA
-from diffadapt.algorithms.replaced import BEFT, TrainedTokens
 from diffadapt.algorithms.residual import Residual
 from diffadapt.algorithms.road import RoAd
-from diffadapt.algorithms.sparse import SHiRA, SuperTuning
-from diffadapt.algorithms.spectrum import C3A, FourierFT
+from diffadapt.algorithms.shira import SHiRA
+from diffadapt.algorithms.supertuning import SuperTuning
 from diffadapt.algorithms.tinylora import TinyLoRA
 from diffadapt.algorithms.tlora import TLoRA
 from diffadapt.algorithms.total import Sum
+from diffadapt.algorithms.trained_tokens import TrainedTokens
 from diffadapt.algorithms.unilora import UniLoRA
 from diffadapt.algorithms.vblora import VBLoRA
 from diffadapt.algorithms.vera import PVeRA, VeRA

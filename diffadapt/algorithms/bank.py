@@ -29,10 +29,6 @@ class Bank:
         """Take down the shape of a module's weight, when an adapter is checked against a model."""
         self._shapes[module] = shape
 
-    def shape_of(self, module: str) -> tuple[int, ...] | None:
-        """The shape of a module's weight, or None before the adapter has met a model."""
-        return self._shapes.get(module)
-
     def largest(self, algorithm: str) -> tuple[int, int]:
         """The largest output and input size of all modules, which PEFT's shared matrices have.
 

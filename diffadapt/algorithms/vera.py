@@ -68,9 +68,9 @@ class VeRA(Factored):
         return len(self.lambda_d) // (2 if self.probabilistic else 1)
 
     @property
-    def extent(self) -> tuple[int, int] | None:
-        shape = self.bank.shape_of(self.module)
-        return None if shape is None else (shape[0], shape[1])
+    def extent(self) -> None:
+        """The module tells how much of the shared pair is its own."""
+        return None
 
     def projection(self) -> tuple[Tensor, Tensor]:
         """The shared A and B, saved or drawn. Raises AlgorithmError where the sizes to draw are not known."""

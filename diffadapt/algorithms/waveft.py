@@ -21,8 +21,8 @@ from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.fourierft import scattered
 from diffadapt.algorithms.layer import Layer
-from diffadapt.algorithms.spectrum import scattered
 from diffadapt.errors import AlgorithmError
 
 _LIMITS = {"db": (1, 10), "sym": (2, 10)}

@@ -108,13 +108,17 @@ CASES = [
     Case("lora bias", peft.LoraConfig, {"r": 4, "lora_bias": True}, (*WITH_BIAS, *CONVOLUTIONS)),
     Case("lora embedding", peft.LoraConfig, {"r": 4}, ("embedding",)),
     *_many("lora", peft.LoraConfig, {
-        "orthogonal": {"init_lora_weights": "orthogonal"}, "kasa": {"kasa_config": KasaConfig()},
+        "orthogonal": {"init_lora_weights": "orthogonal"},
         "bd": {"use_bdlora": BdLoraConfig(
             target_modules_bd_a=["tall"], target_modules_bd_b=["wide", "square"], nblocks=2, match_strict=False)},
         "mica": {"init_lora_weights": "mica"}, "velora": {"velora_config": VeloraConfig(num_groups=4)},
         "monteclora": {"monteclora_config": MontecloraConfig(num_samples=3)},
         "trained biases": {"bias": "lora_only"},
-        "pissa": {"init_lora_weights": "pissa"}, "olora": {"init_lora_weights": "olora"},
+    }, options={"r": 4, "lora_alpha": 7}),
+    # PEFT took a part of the weight out by a decomposition in float32, whose rounding this does not repeat.
+    *_many("lora", peft.LoraConfig, {
+        "kasa": {"kasa_config": KasaConfig()}, "pissa": {"init_lora_weights": "pissa"},
+        "olora": {"init_lora_weights": "olora"},
     }, options={"r": 4, "lora_alpha": 7}, tolerance=5e-6),
     Case("lora saved modules", peft.LoraConfig, {"r": 4, "modules_to_save": ["norm", "conv1"]}, also=("norm", "conv1")),
     Case("lora trainable tokens", peft.LoraConfig, {"r": 4, "trainable_token_indices": {"embedding": [0, 3]}},

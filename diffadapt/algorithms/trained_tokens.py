@@ -1,14 +1,12 @@
-"""What PEFT replaces rather than adds to: single rows of an embedding, and a bias beside a Linear.
+"""Trainable tokens: single rows of an embedding are replaced.
 
-Trainable tokens: `trainable_tokens_delta` (n, dim) are, despite the name, the new rows of the tokens listed in the
-config's `token_indices`, or in LoRA's `trainable_token_indices` (a list, or a list by module).
-BEFT: `beft_bias` (1, out) is added to the bias, also where the Linear has none.
-Sources: PEFT `tuners/trainable_tokens`; BEFT, arXiv 2509.15974, `tuners/beft`.
+`trainable_tokens_delta` (n, dim) are, despite the name, the new rows of the tokens listed in the config's
+`token_indices`, or in LoRA's `trainable_token_indices` (a list, or a list by module). Source: PEFT
+`tuners/trainable_tokens`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -17,7 +15,6 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
 
@@ -61,24 +58,3 @@ class TrainedTokens(Delta):
     def tensors(self) -> dict[str, Tensor]:
         """The vectors; which tokens they are is the config's."""
         return {"trainable_tokens_delta": self.vectors}
-
-
-@dataclass(frozen=True, eq=False)
-class BEFT(Full):
-    """A bias difference (1, out), in `diff_b`."""
-
-    algorithm: ClassVar[str] = "beft"
-
-    @classmethod
-    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
-        vector = group.take_optional("beft_bias")
-        return None if vector is None else cls(diff_b=vector)
-
-    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
-        return None if self.diff_b is None else f32(self.diff_b, bias).flatten()
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {} if self.diff_b is None else {"beft_bias": self.diff_b}
-
-    def rows(self, start: int, stop: int) -> Self:
-        return dataclasses.replace(self, diff_b=None if self.diff_b is None else self.diff_b[:, start:stop])

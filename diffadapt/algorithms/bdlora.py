@@ -1,10 +1,8 @@
-"""LoRAs of PEFT with one short factor: BD-LoRA (block-diagonal) and QALoRA (inputs averaged in groups).
+"""BD-LoRA: a LoRA of PEFT with one block-diagonal factor.
 
-BD-LoRA (config `use_bdlora`): `lora_down` (r, in / n) or `lora_up` (out, r / n) is n row chunks that stand on the
-diagonal of the real factor; which of both is, is decided by the module's name, as PEFT does.
-QALoRA (config `use_qalora`): `lora_down` A (r, in / g), g = `qalora_group_size`; PEFT averages g inputs and
-multiplies by in / g, so delta W = s (in / g^2) B repeat(A, g times each column). PEFT trains it on GPTQ weights.
-Both act as ordinary LoRAs. Sources: QA-LoRA, arXiv 2309.14717; PEFT `tuners/lora/variants.py`.
+`lora_down` (r, in / n) or `lora_up` (out, r / n) is n row chunks that stand on the diagonal of the real factor. Which
+of both it is, if any, the config's `use_bdlora` decides by the module's name: `target_modules_bd_a`,
+`target_modules_bd_b`; n is its `nblocks`. Then an ordinary LoRA. Source: PEFT `tuners/lora/variants.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored, block_diagonal
 from diffadapt.algorithms.forms import LowRank
-from diffadapt.algorithms.lora import LoRA
 from diffadapt.errors import AlgorithmError
 
 
@@ -73,49 +70,6 @@ class BlockLoRA(Factored):
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors; `use_bdlora` is the config's."""
-        return {"lora_down": self.down, "lora_up": self.up, "alpha": torch.tensor(self.alpha)}
-
-
-@dataclass(frozen=True, eq=False)
-class QALoRA(Factored):
-    """down (r, in / g), up (out, r). size: g."""
-
-    algorithm: ClassVar[str] = "qalora"
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-    size: int
-    stabilised: bool
-
-    @classmethod
-    def parse(cls, group: TensorGroup, context: Context) -> Self | None:
-        config = context.config
-        if not config.get("use_qalora") or ("lora_down" not in group and "lora_up" not in group):
-            return None
-        size = config.get("qalora_group_size")
-        if not isinstance(size, int) or size < 1:
-            raise AlgorithmError(f"{group.name}: QALoRA needs qalora_group_size of adapter_config.json, not {size!r}.")
-        plain = LoRA.parse(group, context)
-        if plain is None or plain.down.ndim != 2 or plain.bias is not None or plain.mid is not None:
-            raise AlgorithmError(f"{group.name}: QALoRA is a pair (r, in / g), (out, r) without bias; this is not.")
-        return cls(plain.down, plain.up, plain.alpha, size, plain.rank_stabilised)
-
-    @property
-    def rank(self) -> int:
-        return int(self.down.shape[0])
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        return int(self.up.shape[0]), int(self.down.shape[1] * self.size)
-
-    def pair(self, out_features: int, in_features: int) -> LowRank:
-        scale = self.alpha / (self.rank**0.5 if self.stabilised else self.rank)
-        down = f32(self.down).repeat_interleave(self.size, dim=1)
-        return LowRank(down, self.up, scale * self.down.shape[1] / self.size)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The factors; the group size is the config's."""
         return {"lora_down": self.down, "lora_up": self.up, "alpha": torch.tensor(self.alpha)}
 
 
