@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffadapt.inject.codec import INTEGERS, from_ordered, ordered, pack, unpack
+from diffadapt.inject.codec import INTEGERS, pack, unpack
 from diffadapt.inject.terms import Terms
 
 MASK = (1 << 63) - 1
@@ -44,6 +44,10 @@ class Memory(ABC):
     @abstractmethod
     def base(self, merged: Tensor) -> Tensor:
         """The base weight. merged: the weight as the merge left it."""
+
+    def restore(self, parameter: Tensor) -> None:
+        """Put the base into the parameter, which is as the merge left it."""
+        parameter.copy_(self.base(parameter))
 
     @property
     @abstractmethod
@@ -109,51 +113,72 @@ class CodeMemory(Memory):
         None, and the weight as it was, where the code would take more than a quarter of a copy, or where the second
         computation of the product gives other bits than the first.
         """
-        base_sum, merged = checksum(weight), torch.empty_like(weight)
-        delta, scratch = terms.buffer(weight.device), terms.buffer(weight.device)
+        saved = torch.empty_like(weight)
+        made = cls._merge(weight, terms, saved)
+        if isinstance(made, CodeMemory):
+            return made
+        weight[:made].copy_(saved[:made])
+        return None
+
+    @classmethod
+    def _merge(cls, weight: Tensor, terms: Terms, saved: Tensor) -> CodeMemory | int:
+        """`merge` with room for the base; in place of None, the number of rows that it changed until then."""
+        delta, scratch, again = (terms.buffer(weight.device) for _ in range(3))
+        integer = INTEGERS[weight.element_size()]
         codes, places, values = [], [], []
         room = weight.numel() * weight.element_size() // 4
         for start, stop in terms.blocks():
-            base, block, now = weight[start:stop], merged[start:stop], scratch[: stop - start]
+            block, base, now = weight[start:stop], saved[start:stop].copy_(weight[start:stop]), scratch[: stop - start]
             change = terms.write(delta[: stop - start], start, stop)
+            second = terms.write(again[: stop - start], start, stop)
+            if not _same(change, second):
+                return start
             block.copy_(now.copy_(base).add_(change))
-            step = ordered(base).sub_(ordered(_guess(block, change, now))).reshape(-1)
-            code, far = pack(step)
+            guess = _guess(block, change, now).view(integer)
+            code, far = pack(torch.sub(base.view(integer), guess, out=guess).reshape(-1))
             codes.append(code)
             places.append((far + start * terms.columns).to(torch.int32))
             values.append(base.reshape(-1)[far])
             room -= code.numel() + far.numel() * (4 + weight.element_size())
             if room < 0:
-                return None
-        memory = cls(terms, codes, torch.cat(places), torch.cat(values))
-        if checksum(memory.base(merged)) != base_sum:
-            return None
-        weight.copy_(merged)
-        return memory
+                return stop
+        return cls(terms, codes, torch.cat(places), torch.cat(values))
 
     def base(self, merged: Tensor) -> Tensor:
+        restored = merged.to(self.values.device, copy=True).contiguous()
+        self._decode(restored.view(self.terms.rows, self.terms.columns))
+        return restored
+
+    def restore(self, parameter: Tensor) -> None:
+        if parameter.device == self.values.device and parameter.is_contiguous():
+            self._decode(parameter.view(self.terms.rows, self.terms.columns))
+        else:
+            super().restore(parameter)
+
+    def _decode(self, flat: Tensor) -> None:
+        """The base in place of the merged weight `flat`."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)  # a product is split over threads: the same number gives the same bits
         try:
-            return self._decode(merged)
+            delta, scratch = self.terms.buffer(flat.device), self.terms.buffer(flat.device)
+            integer = INTEGERS[flat.element_size()]
+            for (start, stop), code in zip(self.terms.blocks(), self.codes, strict=True):
+                block = flat[start:stop]
+                change = self.terms.write(delta[: stop - start], start, stop)
+                guess = _guess(block, change, scratch[: stop - start]).view(integer)
+                step = unpack(code, guess.numel(), integer).view(guess.shape)
+                torch.add(guess, step, out=block.view(integer))
+            flat.view(-1)[self.places.long()] = self.values
         finally:
             torch.set_num_threads(threads)
-
-    def _decode(self, merged: Tensor) -> Tensor:
-        device = self.values.device
-        flat = merged.to(device).reshape(self.terms.rows, self.terms.columns)
-        restored = torch.empty_like(flat)
-        delta, scratch = self.terms.buffer(device), self.terms.buffer(device)
-        integer = INTEGERS[flat.element_size()]
-        for (start, stop), code in zip(self.terms.blocks(), self.codes, strict=True):
-            change = self.terms.write(delta[: stop - start], start, stop)
-            guess = ordered(_guess(flat[start:stop], change, scratch[: stop - start]))
-            guess.add_(unpack(code, guess.numel(), integer).view(guess.shape))
-            restored[start:stop].copy_(from_ordered(guess, flat.dtype))
-        restored.view(-1)[self.places.long()] = self.values
-        return restored.reshape(merged.shape)
 
 
 def _guess(merged: Tensor, change: Tensor, scratch: Tensor) -> Tensor:
     """round(W' - D): the base weight up to a few units in the last place."""
     return scratch.copy_(merged).sub_(change).to(merged.dtype)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether float32 matrices hold the same bits. Compared eight bytes at a time where their rows allow it."""
+    wide = torch.int64 if one.shape[1] % 2 == 0 else torch.int32
+    return torch.equal(one.view(wide), other.view(wide))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
+from diffadapt.inject.codec import INTEGERS
 from diffadapt.inject.locate import weight_of
 from diffadapt.inject.memory import MASK, CodeMemory, CopyMemory, FileMemory, Memory, checksum
 from diffadapt.inject.terms import Terms, gather_terms
@@ -48,7 +49,7 @@ class MergedWeight:
         return None
 
     def restore(self, parameter: Tensor) -> None:
-        parameter.copy_(self.memory.base(parameter))
+        self.memory.restore(parameter)
 
 
 @dataclass
@@ -187,7 +188,8 @@ def _same_bits(mapped: Tensor, weight: Tensor) -> bool:
     if mapped.numel() != weight.numel() or not mapped.is_floating_point():
         return False
     cast = mapped.to(weight.device, weight.dtype).reshape(weight.shape)
-    return bool(torch.equal(cast.view(torch.uint8), weight.view(torch.uint8)))
+    integer = INTEGERS[weight.element_size()]  # as floats, -0 would equal +0
+    return bool(torch.equal(cast.view(integer), weight.view(integer)))
 
 
 def add_in_place(flat: Tensor, terms: Terms, copy: Tensor | None) -> int:
