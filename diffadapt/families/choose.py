@@ -64,8 +64,8 @@ def choose(
         order = {
             family: (
                 not _is_of(family, classes),
-                verdicts[family][1] > 0,
-                not _named(family, base_model),
+                verdicts[family][1],
+                -_named(family, base_model),
                 family.rare and not verdicts[family][0],
                 strangers(family, names, found),
                 slack(family, modules) if len(found) <= _COMPARED else 0,
@@ -203,8 +203,9 @@ def _knows(family: Family, kind: Kind) -> bool:
     return any(names.knows(kind[1]) for _, names in family.names_of(kind[0]))
 
 
-def _named(family: Family, base_model: str | None) -> bool:
-    return base_model is not None and base_model.startswith(family.base_models)
+def _named(family: Family, base_model: str | None) -> int:
+    """How many letters of what metadata call the base model name the family: "flux2" is not "flux1" for "flux"."""
+    return max((len(name) for name in family.base_models if base_model and base_model.startswith(name)), default=0)
 
 
 def _hidden(family: Family) -> set[tuple[str, int]]:

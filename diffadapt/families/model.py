@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from typing import Any
@@ -38,17 +38,20 @@ class Model:
     """A class with the configuration of one published size.
 
     layout: the name of its measurement. cls: "diffusers.FluxTransformer2DModel". config: what differs from the class's
-    own defaults.
+    own defaults. also: pattern -> weight shapes of other releases that differ from this one in single modules only.
     """
 
     layout: str
     cls: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    also: Mapping[str, tuple[Shape, ...]] = field(default_factory=dict)
 
     @cached_property
     def measured(self) -> Layout:
         text = files("diffadapt.families").joinpath("layouts", f"{self.layout}.json").read_text("utf-8")
-        return layout_from(json.loads(text))
+        layout = layout_from(json.loads(text))
+        widened = {pattern: (*layout.modules[pattern], *shapes) for pattern, shapes in self.also.items()}
+        return replace(layout, modules={**layout.modules, **widened})
 
 
 def layout_from(plain: Mapping[str, Any]) -> Layout:

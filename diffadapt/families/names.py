@@ -44,6 +44,7 @@ class Rule:
     a fused projection. shares: the targets' parts of the rows, in proportion; () for those of the full-size model.
     grid: see `Grid`. exchange: the halves of the rows change places (native shift|scale, Diffusers scale|shift).
     part: (k, n) where the foreign module is the k-th of n equal parts of the one target, which Diffusers has fused.
+    at: the only value of `{i}` it holds for; such a rule stands before the one for the others.
     written: whether writing uses this spelling.
     """
 
@@ -53,6 +54,7 @@ class Rule:
     grid: Grid | None = None
     exchange: bool = False
     part: tuple[int, int] | None = None
+    at: int | None = None
     written: bool = True
 
     @cached_property
@@ -74,6 +76,8 @@ class Rule:
                     return None
             elif values.setdefault(name, seen) != seen:
                 return None
+        if self.at is not None and int(values["i"]) != self.at:
+            return None
         if self.grid is None:
             return values
         cells = self.grid.split(int(values["n"]))
