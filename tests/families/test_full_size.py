@@ -17,14 +17,34 @@ PREFIXES = [
 ]  # fmt: skip
 NAMED = {family.name: family for family in WITH_DENOISER}
 
+ALIKE = {
+    "cosmos2_2b": "Anima's transformer is this one, trained further",
+    "wan22_t2v_a14b": "the modules of wan21_t2v_14b in the same sizes",
+}
+"""Families that no file of names and shapes tells from one before them in the order, and why."""
+ALIKE_IN_ORIGINAL_NAMES = {
+    **ALIKE,
+    "wan22_i2v_a14b": "only the patches have other inputs than wan21_t2v_14b's, and their name is the same in both",
+    "wan_animate2": "of other names than Diffusers' it has the attentions only, and wan21_i2v_14b has them too",
+}
+
+
+def is_family(adapter, name: str, alike: dict[str, str]) -> bool:
+    """Whether the file was read as the family's; not being it must be foreseen, and the family a candidate."""
+    if name in alike:
+        assert name in adapter.candidates
+        return adapter.family == name
+    assert adapter.family == name, adapter.candidates
+    return True
+
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("name", NAMED)
 def test_diffusers_names(name, prefix):
     widths = weights_of(NAMED[name])
     adapter = read_adapter(file_of(widths, prefix[0], flat=prefix[1]))
-    assert adapter.family == name, adapter.candidates
-    assert {key.module for key in adapter.targets} == widths.keys()
+    if is_family(adapter, name, ALIKE):
+        assert {key.module for key in adapter.targets} == widths.keys()
     assert not adapter.unmatched
     assert not adapter.foreign
 
@@ -52,11 +72,11 @@ def native_widths(family: Family) -> dict[str, tuple[int, ...]]:
 def test_original_names(name, prefix):
     widths = native_widths(NAMED[name])
     adapter = read_adapter(file_of(widths, prefix[0], flat=prefix[1]))
-    assert adapter.family == name, adapter.candidates
     assert not adapter.unmatched
     assert not adapter.foreign
     expected = {path for foreign in widths for path in NAMED[name].components["transformer"].resolve(foreign).modules}
-    assert {key.module for key in adapter.targets} == expected
+    if is_family(adapter, name, ALIKE_IN_ORIGINAL_NAMES):
+        assert {key.module for key in adapter.targets} == expected
 
 
 MANIFESTS = {
@@ -65,6 +85,13 @@ MANIFESTS = {
     "flux1-kohya-lora-inputs-te1-te3": ("flux1", 742), "flux1-kohya-oft": ("flux1", 494),
     "flux1-onetrainer-lora-comfy": ("flux1", 744), "flux1-peft-base-model-lora": ("flux1", 381),
     "flux1-simpletuner-lycoris-lokr": ("flux1", 342),
+    "wan21-1.3b-aitoolkit-lokr-old": ("wan21_t2v_1_3b", 300), "wan21-i2v-musubi-lora": ("wan21_i2v_14b", 480),
+    "hunyuanvideo-musubi-lora": ("hunyuan_video", 440), "hunyuanimage-kohya-lora": ("hunyuan_image_21", 560),
+    # In Diffusers' names FramePack has HunyuanVideo's blocks.
+    "framepack-musubi-lora": ("hunyuan_video", 440),
+    "lumina2-kohya-lora-te": ("lumina2", 422),
+    "zimage-musubi-lora": ("zimage", 210), "zimage-musubi-comfy-lora": ("zimage", 210),
+    "zimage-aitoolkit-lokr": ("zimage", 240), "ideogram4-musubi-lora": ("ideogram4", 238),
 }  # fmt: skip
 
 
