@@ -32,7 +32,9 @@ class Diffusers(Dotted):
 
 
 def dotted_writer(facts: Facts, default: str) -> str:
-    """OneTrainer's rotations look like PEFT's; its files have no config."""
+    """PEFT's where its own config is beside the file. OneTrainer's rotations look like PEFT's, without a config."""
+    if facts.config and facts.config.get("peft_type"):
+        return "peft"
     configured = METADATA_KEY in facts.metadata or bool(facts.config)
     if "ot_branch" in facts.metadata or "ot_config" in facts.metadata or ("oft_R" in facts.roles and not configured):
         return "onetrainer"

@@ -13,8 +13,6 @@ from diffadapt.errors import DialectError
 from diffadapt.families.base import Family
 
 _REPLACED = {"weight": "set_weight", "bias": "set_bias"}
-# Levels that PEFT puts between a module and its own tensors.
-_LEVELS = (".base_layer", ".ln_tuning_layers", ".token_adapter")
 _SHARED = "base_model."
 
 
@@ -35,11 +33,9 @@ class Peft(Dotted):
         if found is None:
             return self.split_shared(key)
         if found.role not in _REPLACED:
-            return found._replace(module=found.module.removesuffix(".token_adapter"))
+            return found
         # `modules_to_save`, `bias="all"`: whole tensors that take the place of the model's.
-        module = found.module
-        for level in _LEVELS:
-            module = module.removesuffix(level)
+        module = found.module.removesuffix(".base_layer")
         return found._replace(module=module, role=_REPLACED[found.role])
 
     def split_shared(self, key: str) -> Key | None:

@@ -13,7 +13,8 @@ _SPELLINGS = {
     "lora_linear_layer.down.weight": "lora_down", "lora_linear_layer.up.weight": "lora_up",
     "lora_magnitude_vector": "dora_scale", "lora_magnitude_vector.weight": "dora_scale",
     "magnitude": "dora_scale", "magnitude.weight": "dora_scale",
-    "oft_R.scaled_oft": "oft_R_scaled",
+    "oft_R.scaled_oft": "oft_R_scaled", "token_adapter.trainable_tokens_delta": "trainable_tokens_delta",
+    "ln_tuning_layers.weight": "set_weight", "ln_tuning_layers.bias": "set_bias",
 }  # fmt: skip
 _CANONICAL = (
     "lora_down", "lora_up", "lora_mid", "lora_embedding_A", "lora_embedding_B", "lora_E", "lora_diag", "alpha",

@@ -98,7 +98,7 @@ CASES = [
     Case("frod", peft.FrodConfig, {"progressbar": False}),
     Case("beft", peft.BeftConfig, modules=WITH_BIAS),
     Case("beft without a bias", peft.BeftConfig, modules=("bare",), merged=False),
-    Case("ln tuning", peft.LNTuningConfig, modules=("norm",)),
+    Case("ln tuning", peft.LNTuningConfig, modules=("normed",)),
     Case("trainable tokens", peft.TrainableTokensConfig, {"token_indices": [1, 4, 7]}, ("embedding",)),
     # What other files test delta by delta, here from a whole folder.
     *_many("lora", peft.LoraConfig, {
@@ -120,7 +120,8 @@ CASES = [
         "kasa": {"kasa_config": KasaConfig()}, "pissa": {"init_lora_weights": "pissa"},
         "olora": {"init_lora_weights": "olora"},
     }, options={"r": 4, "lora_alpha": 7}, tolerance=5e-6),
-    Case("lora saved modules", peft.LoraConfig, {"r": 4, "modules_to_save": ["norm", "conv1"]}, also=("norm", "conv1")),
+    Case("lora saved modules", peft.LoraConfig, {"r": 4, "modules_to_save": ["normed", "conv1"]},
+         also=("normed", "conv1")),
     Case("lora trainable tokens", peft.LoraConfig, {"r": 4, "trainable_token_indices": {"embedding": [0, 3]}},
          also=("embedding",)),
     Case("adalora", peft.AdaLoraConfig, {"init_r": 4, "target_r": 2, "total_step": 100, "lora_alpha": 5},

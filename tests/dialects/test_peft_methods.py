@@ -45,7 +45,7 @@ def test_every_method_that_loads_is_tested_from_a_folder():
 def test_the_modules_of_the_table_are_those_of_the_tests():
     words = {
         "tall": "Linear", "wide": "Linear", "square": "Linear", "bare": "Linear", "conv1": "Conv2d", "conv3": "Conv2d",
-        "conv1d": "Conv1d", "conv3d": "Conv3d", "embedding": "Embedding", "norm": "LayerNorm",
+        "conv1d": "Conv1d", "conv3d": "Conv3d", "embedding": "Embedding", "normed": "LayerNorm",
     }  # fmt: skip
     for case in CASES:
         modules = METHODS[case.build().peft_type.value].modules
