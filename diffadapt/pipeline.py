@@ -65,7 +65,7 @@ def load_adapter(
         (`pipe.adapters.parameters(name)`).
     Raises DiffAdaptError of the fitting kind; the pipeline is then exactly as before.
     """
-    adapter = read_adapter(source, alpha=alpha, **reading)
+    adapter = read_adapter(source, alpha=alpha, pipeline=pipeline, **reading)
     stack: PipelineAdapters = pipeline.adapters
     name = adapter_name or free_name(adapter.name, stack)
     return stack.add(adapter, name, weight, rule=strength, strict=strict, trainable=trainable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -63,11 +64,13 @@ def read_adapter(
     force_download: bool = False,
     use_safetensors: bool | None = None,
     check_finite: bool = True,
+    pipeline: object | None = None,
 ) -> Adapter:
     """Read any adapter: a path, a folder, a Hub id, a state dict; an `Adapter` is given back as it is.
 
     name: the adapter's name (default: the file's). alpha: overrides every alpha, for files that lost theirs.
-    check_finite: refuse NaN and infinity, which reads every tensor once. The rest is as in `io.read_checkpoint`.
+    check_finite: refuse NaN and infinity, which reads every tensor once. pipeline: the pipeline or model it is for:
+    where keys and shapes fit several families, its own is taken. The rest is as in `io.read_checkpoint`.
 
     Raises SourceError (and its kinds) for what cannot be read, NotAnAdapterError for what is something else,
     DialectError for names that nothing explains, AlgorithmError for tensors that do not fit together, NonFiniteError.
@@ -82,13 +85,15 @@ def read_adapter(
     refuse(raw.tensors.keys(), raw.name)
     if check_finite:
         raw.check_finite()
-    return interpret(raw, name=name or _short_name(raw), alpha=alpha)
+    return interpret(raw, name=name or _short_name(raw), alpha=alpha, classes=classes_of(pipeline))
 
 
-def interpret(raw: RawCheckpoint, *, name: str, alpha: float | None = None) -> Adapter:
+def interpret(
+    raw: RawCheckpoint, *, name: str, alpha: float | None = None, classes: frozenset[str] = frozenset()
+) -> Adapter:
     """The adapter that raw tensors make; see `read_adapter`."""
     try:
-        return _Reading(raw, name, alpha).adapter()
+        return _Reading(raw, name, alpha, classes).adapter()
     except (AlgorithmError, DialectError) as error:
         message = str(error)
         if message.startswith(f"{raw.name}:"):
@@ -99,8 +104,8 @@ def interpret(raw: RawCheckpoint, *, name: str, alpha: float | None = None) -> A
 class _Reading:
     """One pass over a file: collects what the adapter is made of."""
 
-    def __init__(self, raw: RawCheckpoint, name: str, alpha: float | None) -> None:
-        self.raw, self.name, self.alpha = raw, name, alpha
+    def __init__(self, raw: RawCheckpoint, name: str, alpha: float | None, classes: frozenset[str]) -> None:
+        self.raw, self.name, self.alpha, self.classes = raw, name, alpha, classes
         self.tensors: dict[str, Tensor] = dict(raw.tensors.items())
         self.ignored: dict[str, str] = {}
         self.unmatched: list[str] = []
@@ -115,7 +120,7 @@ class _Reading:
         groups = self.shared(groups)
         modules = [Module(group.slot, group.name, group.tensors) for group in groups]
         told = base_model(self.raw.metadata, self.raw.config)
-        families = choose(modules, told.lower() if told else None)
+        families = choose(modules, told.lower() if told else None, classes=self.classes)
         slots = families[0].slots if families else {}
         embeddings, taken = take_embeddings(self.rest, self.name, not groups, slots)
         self.unmatched += [key for key in self.rest if key not in taken and not self.left_over(key)]
@@ -256,6 +261,18 @@ class _Reading:
 _INTEGERS = frozenset({"alpha", "on_input", "bias_indices", "bias_size", "reshape_weight", "shira_indices"})
 _INDICES = ("_indices", "_indices_A", "_indices_B")
 _ATTRIBUTES = frozenset({"weight", "bias"})
+
+
+def classes_of(pipeline: object | None) -> frozenset[str]:
+    """The names of the model classes in a pipeline, or of a bare model."""
+    parts = getattr(pipeline, "components", None)
+    models = [*parts.values(), pipeline] if isinstance(parts, Mapping) else [pipeline]
+    return frozenset(type(unwrapped(model)).__name__ for model in models if model is not None)
+
+
+def unwrapped(model: object) -> object:
+    """The model under torch.compile's wrapper."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _component(slot: str | None, family: Family | None) -> str | None:

@@ -94,9 +94,11 @@ class LoKr(Delta):
         size = inner.shape[0] if inner is not None else None
         if size is None and peft:
             size = int(context.config.get("r") or 0) or None
-        alpha = group.take_alpha(size or 1, context)
         padded = peft and w2 is not None and w2.ndim == 3
         stabilised = size is None and str(context.options.get("rs_lora", False)).lower() in ("true", "1")
+        if size is None and not stabilised:
+            group.take_optional("alpha")  # without meaning; ai-toolkit's is 9999999999, which is infinite in float16
+        alpha = group.take_alpha(size or 1, context) if size or stabilised else 1.0
         full_scale = abs(alpha) ** (1 / 3) if stabilised else 1.0
         return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha if size else 1.0, size, full_scale, padded)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.forms import LowRank
+from diffadapt.algorithms.forms import BiasChange, Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
 
@@ -123,6 +123,38 @@ class InRows(Wrapped):
     @property
     def seen_by_trainer(self) -> str:
         return f"part {self.index + 1} of {self.count} of it"
+
+
+@dataclass(frozen=True, eq=False)
+class FirstColumns(Wrapped):
+    """The trainer's weight is the first `width` input columns here: another adapter has widened the layer."""
+
+    width: int
+
+    def weight_delta(self, weight: Tensor) -> Tensor:
+        change = self.inner.weight_delta(weight[:, : self.width])
+        return torch.cat([change, change.new_zeros(change.shape[0], weight.shape[1] - self.width)], dim=1)
+
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
+        return self.inner.bias_delta(bias)
+
+    def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
+        """Low rank stays low rank: the added columns of `down` are zero."""
+        pair = self.inner.low_rank()
+        if pair is None:
+            return super().forms(layer, weight, bias)
+        missing = layer.shape[1] - self.width
+        down = torch.cat([pair.down, pair.down.new_zeros(pair.down.shape[0], missing)], dim=1)
+        change = self.bias_delta(bias())
+        main = dataclasses.replace(pair, down=down)
+        return (main,) if change is None else (main, BiasChange(change))
+
+    def check(self, layer: Layer) -> None:
+        self.inner.check(dataclasses.replace(layer, shape=(layer.shape[0], self.width)))
+
+    @property
+    def seen_by_trainer(self) -> str:
+        return f"its first {self.width} input columns"
 
 
 Reader = Callable[[int], Tensor]

@@ -15,7 +15,12 @@ PEFT_PREFIX = "base_model.model."
 COMPONENTS: Mapping[str, Slot] = {
     "unet.": "unet", "transformer.": "transformer", "controlnet.": "controlnet", "prior.": "prior",
     "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
+    "text_encoder_4.": "text_encoder_4", "transformer_2.": "transformer_2", "text_conditioner.": "text_conditioner",
 }  # fmt: skip
+_ALIASES: Mapping[str, Slot] = {"transformer_1.": "transformer", "conditional_transformer.": "transformer"}
+_NAMED = {**COMPONENTS, **_ALIASES}
+_ROOTS = ("net.", "core.")
+"""Roots of trainers' own wrappers around a denoiser (OneTrainer's and SimpleTuner's Anima)."""
 
 
 class Dotted(Dialect):
@@ -61,8 +66,11 @@ def unwrap(slot: Slot | None, module: str) -> tuple[Slot | None, str]:
         if module.startswith(PEFT_PREFIX):
             module = module[len(PEFT_PREFIX) :]
             continue
-        found = next((prefix for prefix in COMPONENTS if module.startswith(prefix)), None) if slot is None else None
+        if module.startswith(_ROOTS) and slot in (None, "denoiser", "transformer"):
+            module = module.partition(".")[2]
+            continue
+        found = next((prefix for prefix in _NAMED if module.startswith(prefix)), None) if slot is None else None
         # OpenCLIP's own `transformer.resblocks` is a module, not the component of that name.
         if found is None or module.startswith("transformer.resblocks."):
             return slot, module
-        slot, module = COMPONENTS[found], module[len(found) :]
+        slot, module = _NAMED[found], module[len(found) :]

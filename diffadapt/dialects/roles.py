@@ -45,6 +45,7 @@ _METHODS = (
     "osf_", "supertuning_", "deft_", "beft_", "trainable_tokens_",
 )  # fmt: skip
 _LONGEST = 3
+_REPLACED_NORMS = frozenset({"norm_q", "norm_k", "norm_added_q", "norm_added_k", "query_norm", "key_norm"})
 
 
 class Ending(NamedTuple):
@@ -106,7 +107,12 @@ def _method(key: str) -> Ending | None:
 
 
 def _attribute(key: str, dots: list[int]) -> Ending | None:
-    """`.weight` and `.bias` straight after a module: IA3 of LyCORIS, and whole tensors in PEFT files."""
+    """`.weight` and `.bias` straight after a module: IA3 of LyCORIS, and whole tensors in PEFT files.
+
+    The norms of queries and keys are trained whole and replaced (Flux' Control LoRAs; BFL calls their weight `scale`).
+    """
+    if len(dots) > 1 and key[dots[1] + 1 : dots[0]] in _REPLACED_NORMS and key[dots[0] + 1 :] in ("weight", "scale"):
+        return Ending(key[: dots[0]], "set_weight")
     if dots and key[dots[0] + 1 :] in ("weight", "bias"):
         return Ending(key[: dots[0]], key[dots[0] + 1 :])
     return None

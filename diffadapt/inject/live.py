@@ -10,6 +10,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from diffadapt.adapter import TargetKey
+from diffadapt.algorithms.layer import Layer
 from diffadapt.inject.fused import FusedProjections
 from diffadapt.inject.locate import Component
 from diffadapt.inject.merging import BaseWeight, MergedWeights
@@ -54,6 +55,12 @@ class LiveSlots:
             if not slot.entries:
                 slot.detach()
                 del self.slots[placement.key]
+
+    def relayer(self, keys: Iterable[TargetKey]) -> None:
+        """Take up the new shapes of modules that were widened or narrowed."""
+        for slot in (self.slots[key] for key in keys if key in self.slots):
+            slot.layer = Layer.of(slot.module) or slot.layer
+            slot.invalidate()
 
     def follow(self, parts: Mapping[str, Component], loaded: Iterable[Loaded]) -> None:
         """Watch what the adapters on the stack depend on: fused projections, and the timestep where one needs it."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
 
-CLIP_LEVEL = "text_model."
-"""transformers < 5.6 and CLIPTextModelWithProjection have this level, newer CLIPTextModel does not."""
+LEVELS = ("text_model.", "model.language_model.", "language_model.model.", "language_model.", "model.", "")
+"""The levels above a text encoder's layers, which differ between transformers' versions and between a model and the
+same with a head: CLIPTextModel lost `text_model.` in 5.6, Qwen2.5-VL and Mistral3 gained `model.`."""
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -49,14 +50,15 @@ class Component:
         """The path under which this model has a target, or None."""
         if path in self.modules:
             return path
-        other = path.removeprefix(CLIP_LEVEL) if path.startswith(CLIP_LEVEL) else CLIP_LEVEL + path
-        return other if other in self.modules else None
+        bare = next(path[len(level) :] for level in LEVELS if path.startswith(level))
+        return next((level + bare for level in LEVELS if level + bare in self.modules), None)
 
     def resolve_foreign(self, name: str, flat: bool) -> str | None:
         """The path of a module that only this model's own names can tell apart."""
         if not flat:
             return self.resolve(name)
-        return self.flattened.get(name) or self.flattened.get("text_model_" + name)
+        levels = (level.replace(".", "_") for level in reversed(LEVELS))
+        return next((path for level in levels if (path := self.flattened.get(level + name))), None)
 
 
 def component_name(model: nn.Module) -> str:

@@ -18,8 +18,9 @@ from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.rows import OfFused
 from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
+from diffadapt.inject.fitting import fitted, siblings
 from diffadapt.inject.locate import Component
-from diffadapt.inject.merging import BaseWeight, MergedWeights
+from diffadapt.inject.merging import MergedWeights
 from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.slot import Entry
 from diffadapt.report import LoadReport
@@ -132,29 +133,6 @@ def _trainable(delta: Delta) -> Delta:
     return delta.map_tensors(own)
 
 
-class SiblingWeights:
-    """Reads the base weights of a fused projection's parts."""
-
-    def __init__(self, weights: list[BaseWeight]) -> None:
-        self.weights = weights
-
-    def __call__(self, index: int) -> Tensor:
-        return self.weights[index]()
-
-
-def _siblings(delta: OfFused, key: TargetKey, part: Component, merged: MergedWeights, source: str) -> SiblingWeights:
-    weights = []
-    for sibling in delta.siblings:
-        path = part.resolve(sibling)
-        if path is None:
-            raise TargetError(
-                f"{source}: {'.'.join(key)} was trained as one module with {', '.join(delta.siblings)}, and this model "
-                f"has no {sibling}. The adapter is for another model."
-            )
-        weights.append(BaseWeight(merged, TargetKey(key.component, path), part.modules[path]))
-    return SiblingWeights(weights)
-
-
 Found = dict[TargetKey, tuple[TargetKey, Delta]]
 
 
@@ -239,6 +217,7 @@ def place(
         try:
             if layer is None:
                 raise AlgorithmError(f"{type(module).__name__} has no weight to act on.")
+            delta, layer = fitted(key.module, delta, layer)
             delta.check(layer)
         except AlgorithmError as error:
             raise TargetError(
@@ -246,7 +225,7 @@ def place(
                 f"{adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}."
             ) from error
         if isinstance(delta, OfFused):
-            delta = delta.bound(_siblings(delta, key, parts[key.component], merged, adapter.source))
+            delta = delta.bound(siblings(delta, key, parts[key.component], merged, adapter.source))
         used = _trainable(delta) if trainable else delta
         placements.append(
             Placement(key, source, module, layer, Entry(name, used, 0.0, trainable), used, _rule(used, rule))

@@ -12,6 +12,7 @@ import torch
 
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.errors import StackError
+from diffadapt.inject.disabled import Disabled
 from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component, components
 from diffadapt.inject.merge import Remember
@@ -19,6 +20,7 @@ from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, Wanted, 
 from diffadapt.inject.placement import LINEAR, Loaded, place
 from diffadapt.inject.scaling import Strength, multipliers
 from diffadapt.inject.view import StackView
+from diffadapt.inject.widen import WidenedInputs
 from diffadapt.report import LoadReport, MergeReport
 
 
@@ -35,6 +37,7 @@ class PipelineAdapters(StackView):
         self._options: MergeOptions | None = None
         self._enabled = True
         self._live = LiveSlots(owner, self._merged)
+        self._widened = WidenedInputs()
 
     def components(self) -> dict[str, Component]:
         """The models adapters can act on, by component name."""
@@ -63,7 +66,10 @@ class PipelineAdapters(StackView):
             adapter, name, parts, merged=self._merged, rule=rule, strict=strict, trainable=trainable, owner=self._owner
         )
         values = self._resolve(loaded, strength, parts)
+        if any(key in self._merged for key in self._widened.wanted(loaded)):
+            raise StackError(f"{adapter.source} widens an input layer whose weight holds adapters; unmerge them first.")
         loaded.embeddings.install(self._owner)
+        self._live.relayer(self._widened.widen(loaded, self._loaded.values(), parts))
         self._loaded[name] = loaded
         self._live.add(loaded)
         try:
@@ -85,7 +91,9 @@ class PipelineAdapters(StackView):
         loaded = self._loaded.pop(name)
         self._live.drop(loaded)
         loaded.embeddings.uninstall(self._owner)
-        self._live.follow(self.components(), self._loaded.values())
+        parts = self.components()
+        self._live.relayer(self._widened.narrow(self._loaded.values(), parts, self._merged.modules))
+        self._live.follow(parts, self._loaded.values())
         if not self._loaded:
             self._merged.release()
 
@@ -192,11 +200,11 @@ class PipelineAdapters(StackView):
         """Put the active adapters in force again."""
         self._switch(True)
 
-    def disable(self) -> _Disabled:
+    def disable(self) -> Disabled:
         """Put all adapters out of force, without forgetting their strengths. As a context manager: for a while."""
         was = self._enabled
         self._switch(False)
-        return _Disabled(self, was)
+        return Disabled(self, was)
 
     def _switch(self, on: bool) -> None:
         if on == self._enabled:
@@ -285,17 +293,3 @@ class PipelineAdapters(StackView):
         for name in names:
             self._drop(name)
         self._settle()
-
-
-class _Disabled:
-    """`with pipe.adapters.disable(): ...`"""
-
-    def __init__(self, stack: PipelineAdapters, was_enabled: bool) -> None:
-        self._stack, self._was_enabled = stack, was_enabled
-
-    def __enter__(self) -> PipelineAdapters:
-        return self._stack
-
-    def __exit__(self, *error: object) -> None:
-        if self._was_enabled:
-            self._stack.enable()

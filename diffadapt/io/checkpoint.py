@@ -34,8 +34,12 @@ class RawCheckpoint:
     path: Path | None = None
 
     def check_finite(self, keys: Iterable[str] | None = None) -> None:
-        """Raise `NonFiniteError` if a tensor (of `keys`, or any) holds NaN or infinity; it names the first of them."""
-        bad = self._nonfinite(self.tensors if keys is None else dict.fromkeys(keys))
+        """Raise `NonFiniteError` if a tensor (of `keys`, or any) holds NaN or infinity; it names the first of them.
+
+        Alphas are left to the algorithms: ai-toolkit saves infinity beside full Kronecker factors, where it is unused.
+        """
+        found = self._nonfinite(self.tensors if keys is None else dict.fromkeys(keys))
+        bad = [key for key in found if not (key.endswith(".alpha") and self.tensors[key].numel() == 1)]
         if not bad:
             return
         shown = ", ".join(repr(key) for key in bad[:_SHOWN]) + (", ..." if len(bad) > _SHOWN else "")

@@ -56,7 +56,7 @@ def test_recognised_and_resolved(key):
     assert routes[component].modules == (module,)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("dialect", [d for d in DIALECTS if d.name != "xlabs"], ids=lambda d: d.name)
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in models.UNETS], ids=lambda f: f.name)
 def test_join_is_the_inverse_of_split(dialect, family):
     modules = [TargetKey("unet", name) for name in models.layers(models.unet(family.name))]
@@ -134,3 +134,31 @@ def test_peft_replacements():
 def test_unknown_dialect():
     with pytest.raises(DialectError, match="choose one of kohya_oft"):
         dialect_named("klingon")
+
+
+@pytest.mark.parametrize(
+    ("key", "slot", "module", "role"),
+    [
+        ("double_blocks.3.processor.qkv_lora1.down.weight", "denoiser", "double_blocks.3.img_attn.qkv", "lora_down"),
+        ("double_blocks.3.processor.proj_lora2.up.weight", "denoiser", "double_blocks.3.txt_attn.proj", "lora_up"),
+        (
+            "diffusion_model.single_blocks.7.processor.qkv_lora.up.weight",
+            "denoiser", "single_blocks.7.linear1_qkv", "lora_up",
+        ),
+        ("lora_unet__blocks_0_ffn_0.alpha", "denoiser", "blocks_0_ffn_0", "alpha"),
+        ("lora_prior_unet_down_blocks_0_1_x.alpha", "prior", "down_blocks_0_1_x", "alpha"),
+        ("lycoris_transformer_transformer_blocks_0_attn_to_q.alpha", None, "transformer_blocks_0_attn_to_q", "alpha"),
+        ("lycoris_transformer_blocks_0_attn_to_q.alpha", None, "transformer_blocks_0_attn_to_q", "alpha"),
+        ("text_encoders.qwen25_7b.transformer.model.layers.0.x.alpha", "qwen25_7b", "model.layers.0.x", "alpha"),
+        ("text_encoders.t5xxl.encoder.block.0.x.lora_B.weight", "t5xxl", "encoder.block.0.x", "lora_up"),
+        ("net.blocks.0.mlp.layer1.lora_A.weight", None, "blocks.0.mlp.layer1", "lora_down"),
+        ("transformer.core.transformer_blocks.0.x.lora_A.weight", "transformer", "transformer_blocks.0.x", "lora_down"),
+        ("conditional_transformer.layers.0.x.lora_A.weight", "transformer", "layers.0.x", "lora_down"),
+        ("transformer_2.blocks.0.x.lora_A.weight", "transformer_2", "blocks.0.x", "lora_down"),
+        ("transformer.blocks.0.x.lora_A.default.weight", "transformer", "blocks.0.x", "lora_down"),
+        ("transformer.blocks.0.x.magnitude", "transformer", "blocks.0.x", "dora_scale"),
+    ],
+)  # fmt: skip
+def test_prefixes_of_transformer_trainers(key, slot, module, role):
+    dialect, _ = recognise([key])
+    assert dialect.split(key) == (slot, module, role, dialect.split(key).flat)
