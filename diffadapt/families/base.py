@@ -25,6 +25,7 @@ class Family:
     slots: what dialects call a component (see `dialects.base.Slot`) -> component. One that is missing is not there.
     widths: what shapes say. attention: the attention containers of the full-size model -> their depth; () if untold.
     base_models: lower-case beginnings of what metadata call it. native: whether Kohya files use the original names.
+    inside: components that trainers keep inside the denoiser -> what they call their modules there.
     rare: never the first guess without a width or a name that says so.
     """
 
@@ -35,6 +36,7 @@ class Family:
     attention: Mapping[str, int] = field(default_factory=dict)
     base_models: tuple[str, ...] = ()
     native: bool = False
+    inside: Mapping[str, Names] = field(default_factory=dict)
     rare: bool = False
 
     def names_of(self, slot: str | None) -> tuple[tuple[str, Names], ...]:
@@ -46,4 +48,5 @@ class Family:
             return ()
         # Tools that train a ControlNet keep the prefix of the model it was made from.
         parts = [component, "controlnet"] if slot == "denoiser" and "controlnet" in self.components else [component]
-        return tuple((part, self.components[part]) for part in parts)
+        inner = self.inside.items() if component == self.slots.get("denoiser") else ()
+        return (*((part, self.components[part]) for part in parts), *inner)

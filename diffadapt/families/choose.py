@@ -89,10 +89,10 @@ def certain(family: Family, modules: Sequence[Module]) -> frozenset[str]:
 def component_of(family: Family, module: Module, certain: Collection[str] = ()) -> tuple[str, Names] | None:
     """The component that a module belongs to, and its names; None where the family has neither.
 
-    Where the file does not say, the names tell; where two components share names, what the file certainly holds
-    does (see `certain`); where two text encoders do, the width.
+    Where the file does not say, the names tell; where two components share names, the shapes do or what the file
+    certainly holds (see `certain`); where two text encoders do, the width.
     """
-    options = [(part, names) for part, names in family.names_of(module.slot) if names.resolve(module.name)]
+    options = _knowing(family, module)
     if len(options) > 1:
         width = input_width(module.tensors)
         fitting = [o for o in options if width is not None and (o[0], width) in _hidden(family)] or options
@@ -101,17 +101,31 @@ def component_of(family: Family, module: Module, certain: Collection[str] = ()) 
     return options[0] if options else None
 
 
+def _knowing(family: Family, module: Module) -> list[tuple[str, Names]]:
+    """The components that have a module of this name; of several, those whose full-size shapes are the file's."""
+    options = [(part, names) for part, names in family.names_of(module.slot) if names.resolve(module.name)]
+    if len(options) < 2:
+        return options
+    return [(part, names) for part, names in options if _is_sized(names, module)] or options
+
+
+def _is_sized(names: Names, module: Module) -> bool:
+    """Whether the module's tensors have the full-size shapes of its targets."""
+    route = names.resolve(module.name)
+    return bool(route and names.model and _fits(names.model.measured, route, module.tensors))
+
+
 def shape_verdict(family: Family, modules: Collection[Module]) -> tuple[int, int]:
     """How many of the shapes that the family is known by agree, and how many contradict."""
     right = wrong = 0
     for module in modules:
+        # Of components that the file does not tell apart, one that fits is the one that is meant.
+        verdicts: list[bool | None] = []
         for component, names in family.names_of(module.slot):
             route = names.resolve(module.name)
             path = route.modules[0] if route else ""
-            if route and names.model is not None:
-                verdict = _fits(names.model.measured, route, module.tensors)
-                right += verdict is True
-                wrong += verdict is False and module.slot is not None
+            if route:
+                verdicts.append(_fits(names.model.measured, route, module.tensors) if names.model else None)
             for width in family.widths:
                 if width.component == component and path.endswith(width.leaves):
                     seen = input_width(module.tensors)
@@ -120,6 +134,8 @@ def shape_verdict(family: Family, modules: Collection[Module]) -> tuple[int, int
                         wrong += seen != width.inputs
                     elif seen == width.inputs:
                         right += 1
+        right += True in verdicts
+        wrong += bool(verdicts) and all(verdict is False for verdict in verdicts)
     return right, wrong
 
 
@@ -162,7 +178,7 @@ def slack(family: Family, modules: Sequence[Module]) -> tuple[int, int]:
     last: dict[tuple[str, str], int] = {}
     depths: dict[tuple[str, str], int] = {}
     for module in modules:
-        for component, names in family.names_of(module.slot):
+        for component, names in _knowing(family, module):
             route = names.resolve(module.name)
             if route is None or names.model is None:
                 continue

@@ -25,7 +25,6 @@ ALIKE = {
 ALIKE_IN_ORIGINAL_NAMES = {
     **ALIKE,
     "wan22_i2v_a14b": "only the patches have other inputs than wan21_t2v_14b's, and their name is the same in both",
-    "wan_animate2": "of other names than Diffusers' it has the attentions only, and wan21_i2v_14b has them too",
 }
 
 
@@ -85,8 +84,12 @@ MANIFESTS = {
     "flux1-kohya-lora-inputs-te1-te3": ("flux1", 742), "flux1-kohya-oft": ("flux1", 494),
     "flux1-onetrainer-lora-comfy": ("flux1", 744), "flux1-peft-base-model-lora": ("flux1", 381),
     "flux1-simpletuner-lycoris-lokr": ("flux1", 342),
+    "flux2-klein4b-musubi-lora": ("flux2_klein_4b", 100), "flux2-klein4b-aitoolkit-lokr": ("flux2_klein_4b", 100),
+    "flux2-klein4b-onetrainer-dora-original": ("flux2_klein_4b", 100),
+    "flux2-klein4b-onetrainer-oft-comfy": ("flux2_klein_4b", 100),
+    "sd35m-kohya-lora-embedders": ("sd35_medium", 0),
     "wan21-1.3b-aitoolkit-lokr-old": ("wan21_t2v_1_3b", 300), "wan21-i2v-musubi-lora": ("wan21_i2v_14b", 480),
-    "hunyuanvideo-musubi-lora": ("hunyuan_video", 440), "hunyuanimage-kohya-lora": ("hunyuan_image_21", 560),
+    "hunyuanvideo-musubi-lora": ("hunyuan_video", 440), "hunyuanimage-kohya-lora": ("hunyuan_image_21", 520),
     # In Diffusers' names FramePack has HunyuanVideo's blocks.
     "framepack-musubi-lora": ("hunyuan_video", 440),
     "lumina2-kohya-lora-te": ("lumina2", 422),
