@@ -32,6 +32,7 @@ NATIVE = (
     }),
     *between("", "", {
         "init_x_linear": "pos_embed.proj", "cond_seq_linear": "context_embedder", "final_linear": "proj_out",
+        "positional_encoding": "pos_embed.pos_embed",
         "t_embedder.mlp.0": "time_step_proj.linear_1", "t_embedder.mlp.2": "time_step_proj.linear_2",
     }),
     Rule("modF.1", ("norm_out.linear",), exchange=True),

@@ -29,6 +29,7 @@ NATIVE = (
         "extra_embedder.2": "time_extra_emb.extra_embedder.linear_2",
         "style_embedder": "time_extra_emb.style_embedder",
         **{f"pooler.{x}_proj": f"time_extra_emb.pooler.{x}_proj" for x in "qkvc"},
+        "pooler.positional_embedding": "time_extra_emb.pooler.positional_embedding",
         "final_layer.linear": "proj_out",
     }),
     Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), exchange=True),

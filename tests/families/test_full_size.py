@@ -87,7 +87,7 @@ MANIFESTS = {
     "flux2-klein4b-musubi-lora": ("flux2_klein_4b", 100), "flux2-klein4b-aitoolkit-lokr": ("flux2_klein_4b", 100),
     "flux2-klein4b-onetrainer-dora-original": ("flux2_klein_4b", 100),
     "flux2-klein4b-onetrainer-oft-comfy": ("flux2_klein_4b", 100),
-    "sd35m-kohya-lora-embedders": ("sd35_medium", 0),
+    "sd35m-kohya-lora-embedders": ("sd35_medium", 393),
     "wan21-1.3b-aitoolkit-lokr-old": ("wan21_t2v_1_3b", 300), "wan21-i2v-musubi-lora": ("wan21_i2v_14b", 480),
     "hunyuanvideo-musubi-lora": ("hunyuan_video", 440), "hunyuanimage-kohya-lora": ("hunyuan_image_21", 520),
     # In Diffusers' names FramePack has HunyuanVideo's blocks.
