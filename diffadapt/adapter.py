@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +100,24 @@ class Adapter:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
         return self  # frozen: copies of a pipeline share it
+
+    def moved(self, into: Mapping[str, str]) -> Adapter:
+        """The same adapter for other components: {"transformer": "transformer_2"} for Wan's low-noise expert, whose
+        files have the keys of the high-noise one's."""
+
+        def key(target: TargetKey) -> TargetKey:
+            return TargetKey(into.get(target.component, target.component), target.module)
+
+        def foreign(name: Foreign) -> Foreign:
+            return name._replace(component=into.get(name.component or "", name.component))
+
+        return replace(
+            self,
+            targets={key(target): delta for target, delta in self.targets.items()},
+            keys={key(target): names for target, names in self.keys.items()},
+            foreign={foreign(name): delta for name, delta in self.foreign.items()},
+            foreign_keys={foreign(name): names for name, names in self.foreign_keys.items()},
+        )
 
     def save(self, path: str | os.PathLike[str], *, dialect: str | None = None) -> Path:
         """Write the adapter as a `.safetensors` file in a dialect (default: the one it came in).

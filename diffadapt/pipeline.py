@@ -50,6 +50,7 @@ def load_adapter(
     strict: bool = False,
     trainable: bool = False,
     alpha: float | None = None,
+    into: Mapping[str, str] | None = None,
     **reading: Any,
 ) -> LoadReport:
     """Load an adapter and put it in force at strength `weight`, beside those that are active already.
@@ -61,11 +62,14 @@ def load_adapter(
     strength: how the effect follows `weight`. "linear": W + weight * delta, for every algorithm; or a trainer's own
         rule: "stage" (LyCORIS' OFT and BOFT) and "geodesic" (the scaled generator, still a rotation) for rotations,
         "lycoris" and "peft" for DoRA. What has no such rule in the file stays linear.
+    into: other components than the file's, {"transformer": "transformer_2"}: pipelines with two denoisers.
     strict: raise where a key finds no module. trainable: gradients flow into the adapter's tensors
         (`pipe.adapters.parameters(name)`).
     Raises DiffAdaptError of the fitting kind; the pipeline is then exactly as before.
     """
     adapter = read_adapter(source, alpha=alpha, pipeline=pipeline, **reading)
+    if into:
+        adapter = adapter.moved(into)
     stack: PipelineAdapters = pipeline.adapters
     name = adapter_name or free_name(adapter.name, stack)
     return stack.add(adapter, name, weight, rule=strength, strict=strict, trainable=trainable)

@@ -52,7 +52,9 @@ class TakenOver(State):
         # Diffusers passes over options it does not know; ours would be an error, as a misspelling is one.
         known = inspect.signature(read_adapter).parameters
         reading = {key: value for key, value in kwargs.items() if key in known and value is not None}
-        adapter = read_adapter(pretrained_model_name_or_path_or_dict, **reading)
+        adapter = read_adapter(pretrained_model_name_or_path_or_dict, **{"pipeline": self.pipe, **reading})
+        if kwargs.get("load_into_transformer_2"):
+            adapter = adapter.moved({"transformer": "transformer_2"})
         assert adapter_name is not None
         report = self._swap(adapter, adapter_name) if hotswap else self._add(adapter, adapter_name)
         self.scale.watch()

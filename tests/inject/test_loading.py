@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,3 +237,15 @@ def test_a_misspelt_option_is_an_error(pipe, lycoris_files):
     with pytest.raises(TypeError, match="wieght"):
         pipe.load_adapter(lycoris_files["lora"][0], wieght=0.5)
     assert not pipe.adapters.names
+
+
+def test_into_another_component():
+    """Wan's two experts have the same keys: the caller says which one a file is for."""
+    pipe = SimpleNamespace(components={"unet": tiny.unet(), "unet_2": tiny.unet(1)})
+    file = {
+        f"unet.mid_block.attentions.0.proj_in.{role}.weight": torch.randn(shape)
+        for role, shape in (("lora_A", (2, 64, 1, 1)), ("lora_B", (64, 2, 1, 1)))
+    }
+    diffadapt.enable(pipe)
+    report = pipe.load_adapter(file, into={"unet": "unet_2"})
+    assert [key.component for key in report.applied] == ["unet_2"]
