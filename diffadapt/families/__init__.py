@@ -7,9 +7,11 @@ from diffadapt.families.auraflow import AURAFLOW
 from diffadapt.families.base import Family, Width
 from diffadapt.families.bria import BRIA
 from diffadapt.families.bria_fibo import BRIA_FIBO, BRIA_FIBO2
+from diffadapt.families.cascade import STABLE_CASCADE, STABLE_CASCADE_LITE
 from diffadapt.families.chroma import CHROMA
 from diffadapt.families.cogview4 import COGVIEW4
 from diffadapt.families.cosmos import COSMOS2_2B, COSMOS2_14B, COSMOS25_2B, COSMOS25_14B
+from diffadapt.families.dreamlite import DREAMLITE
 from diffadapt.families.ernie import ERNIE
 from diffadapt.families.flux1 import FLUX1
 from diffadapt.families.flux2 import FLUX2, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B
@@ -79,7 +81,7 @@ FAMILIES: tuple[Family, ...] = (
     FLUX1, CHROMA, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, FLUX2, FLUX3, SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE,
     AURAFLOW, HUNYUANDIT, LONGCAT_IMAGE, OVIS_IMAGE, BRIA_FIBO2, BRIA_FIBO, BRIA,
     PIXART_SIGMA, PIXART_ALPHA, SANA_1_6B, SANA_4_8B, SANA_0_6B, SANA_SPRINT_1_6B, SANA_SPRINT_0_6B,
-    LUMINA2, COGVIEW4, OMNIGEN, GLM_IMAGE,
+    LUMINA2, COGVIEW4, OMNIGEN, GLM_IMAGE, STABLE_CASCADE, STABLE_CASCADE_LITE, DREAMLITE,
     QWEN_IMAGE, ZIMAGE, KREA2, ANIMA, HIDREAM, IDEOGRAM4, ERNIE, QWEN_IMAGE_21,
     COSMOS2_2B, COSMOS25_2B, COSMOS2_14B, COSMOS25_14B, JOYIMAGE, PRX_PIXEL, PRX, NUCLEUS,
     # A file for images to video without keys of the image is likelier for Wan 2.2 than for 2.1.

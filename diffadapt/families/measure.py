@@ -64,8 +64,15 @@ def pattern_of(path: str, counted: set[str]) -> str:
 
 def _counted(module: nn.Module) -> set[str]:
     """The lists whose items are alike; other indices (a Linear behind an activation) are fixed parts of names."""
-    lists = {path: part for path, part in module.named_modules() if isinstance(part, nn.ModuleList)}
-    return {path for path, items in lists.items() if len({type(item) for item in items}) == 1}
+    return {path for path, part in module.named_modules() if isinstance(part, nn.ModuleList) and _alike(part)}
+
+
+def _alike(items: nn.ModuleList) -> bool:
+    """Whether these are blocks of one class, or of a few that alternate."""
+    classes = {type(item) for item in items}
+    return len(classes) == 1 or (
+        len(classes) < len(items) and all(any(True for _ in item.children()) for item in items)
+    )
 
 
 def _note(table: dict[str, list[list[int]]], pattern: str, shape: tuple[int, ...]) -> None:

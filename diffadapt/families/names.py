@@ -123,7 +123,12 @@ class Names:
         measured = self.model.measured
         own = same([*measured.modules, *measured.parameters])
         known = {rule.skeleton for rule in own}
-        fused = [rule for rule in _projections(measured.modules) if rule.skeleton not in known]
+        # A UNet with fewer keys than queries shares the rows otherwise at every level: no one trains it fused.
+        fused = [
+            rule
+            for rule in _projections(measured.modules)
+            if rule.skeleton not in known and all(measured.rows(target) for target in rule.targets)
+        ]
         moved = [rule for rule in _moved(own, self._levels) if rule.skeleton not in known]
         return (*own, *moved, *map(self._shared, (*fused, *self._given)))
 
