@@ -17,6 +17,9 @@ ERNIE = Family(
         "transformer": Names(model=Model("ernie", "diffusers.ErnieImageTransformer2DModel", _CONFIG)),
         "text_encoder": MINISTRAL3_3B,
     },
-    {"denoiser": "transformer", "transformer": "transformer", "text_encoder": "text_encoder"},
+    {
+        "denoiser": "transformer", "transformer": "transformer",
+        "text_encoder": "text_encoder", "ministral3_3b": "text_encoder",
+    },
     base_models=("ernie",),
-)
+)  # fmt: skip

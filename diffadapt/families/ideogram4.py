@@ -24,7 +24,10 @@ IDEOGRAM4 = Family(
         ),
         "text_encoder": QWEN3_VL_8B,
     },
-    {"denoiser": "transformer", "transformer": "transformer", "text_encoder": "text_encoder"},
+    {
+        "denoiser": "transformer", "transformer": "transformer",
+        "text_encoder": "text_encoder", "qwen3vl_8b": "text_encoder",
+    },
     base_models=("ideogram",),
     native=True,
-)
+)  # fmt: skip

@@ -36,7 +36,10 @@ KREA2 = Family(
         "transformer": Names(native=NATIVE, model=Model("krea2", "diffusers.Krea2Transformer2DModel")),
         "text_encoder": QWEN3_VL_4B,
     },
-    {"denoiser": "transformer", "transformer": "transformer", "text_encoder": "text_encoder"},
+    {
+        "denoiser": "transformer", "transformer": "transformer",
+        "text_encoder": "text_encoder", "qwen3vl_4b": "text_encoder",
+    },
     base_models=("krea2", "krea-2", "krea_2", "krea/krea-2"),
     native=True,
-)
+)  # fmt: skip

@@ -18,6 +18,9 @@ QWEN_IMAGE_21 = Family(
         ),
         "text_encoder": QWEN3_VL_8B,
     },
-    {"denoiser": "transformer", "transformer": "transformer", "text_encoder": "text_encoder"},
+    {
+        "denoiser": "transformer", "transformer": "transformer",
+        "text_encoder": "text_encoder", "qwen3vl_8b": "text_encoder",
+    },
     base_models=("qwen-image-2.1", "qwen_image_2", "qwen-image-21", "qwen/qwen-image-2.1"),
-)
+)  # fmt: skip
