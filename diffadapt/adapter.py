@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from diffadapt.algorithms.base import Delta
+
+if TYPE_CHECKING:
+    from diffadapt.explain import Explanation
+    from diffadapt.families.choose import Module
 
 
 class TargetKey(NamedTuple):
@@ -55,6 +59,18 @@ class Foreign(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """What an adapter was read from, for explanations: types and shapes only, no data.
+
+    tensors: the file's keys. modules: what the family was chosen by. config: the JSON beside the file, or None.
+    """
+
+    tensors: Mapping[str, Tensor]
+    modules: tuple[Module, ...]
+    config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """One adapter, normalised: frozen, cheap to make, its tensors mapped until used.
 
@@ -79,6 +95,7 @@ class Adapter:
     path: Path | None = None
     evidence: str = ""
     """Which keys decided the dialect, in words."""
+    origin: Origin | None = field(default=None, repr=False)
 
     @property
     def family(self) -> str | None:
@@ -100,6 +117,15 @@ class Adapter:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
         return self  # frozen: copies of a pipeline share it
+
+    def explain(self, *, norms: bool = False, hashes: bool = False) -> Explanation:
+        """What the adapter is and why it was read so: evidence, families, ranks by block, problems. Print it.
+
+        norms: measure every delta that needs no base weight. hashes: of the adapter's file, where there is one.
+        """
+        from diffadapt.explain import explain
+
+        return explain(self, norms=norms, hashes=hashes)
 
     def moved(self, into: Mapping[str, str]) -> Adapter:
         """The same adapter for other components: {"transformer": "transformer_2"} for Wan's low-noise expert, whose

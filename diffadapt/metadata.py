@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffadapt.algorithms.base import Delta
 _LONGEST_SCAN = 1 << 20
 _LONGEST_VALUE = 1 << 16
 _MOST_WORDS = 64
+_LONGEST_TAG = 200
 # A key whose value is an object: in `ss_tag_frequency` these are the training folders, `<repeats>_<words>`.
 _FOLDER = re.compile(r'"((?:[^"\\]|\\.){1,200})"\s*:\s*\{')
 _REPEATS = re.compile(r"\d+_")
@@ -91,6 +93,23 @@ def trigger_words(raw: Mapping[str, str]) -> tuple[str, ...]:
         if len(words) >= _MOST_WORDS:
             break
     return tuple(words)
+
+
+def tag_frequencies(raw: Mapping[str, str], most: int) -> tuple[tuple[str, int], ...]:
+    """The most frequent tags of the training captions, with their counts, summed over folders; () where they say none.
+
+    `ss_tag_frequency` is JSON, `{folder: {tag: count}}`, in a string, and cut off in some files.
+    """
+    try:
+        folders = json.loads(raw.get("ss_tag_frequency") or "{}")
+    except (ValueError, RecursionError):
+        return ()
+    counts: Counter[str] = Counter()
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if type(count) is int and 0 < count < 1 << 53 and (name := tag.strip()[:_LONGEST_TAG]):
+                counts[name] += count
+    return tuple(counts.most_common(most))
 
 
 def _words(text: str) -> list[str]:

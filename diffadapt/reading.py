@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from diffadapt.adapter import Adapter, Foreign, TargetKey
+from diffadapt.adapter import Adapter, Foreign, Origin, TargetKey
 from diffadapt.algorithms import Delta, TensorGroup, parse_group
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.rows import Exchanged
@@ -24,6 +24,7 @@ from diffadapt.families import Family
 from diffadapt.families.choose import Module, certain, choose, component_of
 from diffadapt.families.route import exchanged, parts
 from diffadapt.io.checkpoint import RawCheckpoint
+from diffadapt.io.headers import stand_in
 from diffadapt.io.source import Source, read_checkpoint
 from diffadapt.metadata import base_model, read_metadata
 
@@ -135,8 +136,14 @@ class _Reading:
             embeddings=embeddings, unmatched=tuple(self.unmatched), ignored=self.ignored,
             candidates=tuple(family.name for family in families),
             metadata=read_metadata(self.raw.metadata, deltas, self.raw.config),
-            path=self.raw.path, evidence=evidence,
+            path=self.raw.path, evidence=evidence, origin=self.origin(groups),
         )  # fmt: skip
+
+    def origin(self, groups: list[_Group]) -> Origin:
+        """The file without its data."""
+        shapes = {key: stand_in(tensor.dtype, tuple(tensor.shape)) for key, tensor in self.tensors.items()}
+        modules = [Module(g.slot, g.name, {role: shapes[key] for role, key in g.keys.items()}) for g in groups]
+        return Origin(shapes, tuple(modules), self.raw.config)
 
     def set_aside(self) -> None:
         """Sort out the keys that have no effect, and say why."""

@@ -35,7 +35,7 @@ def choose(names: Collection[str], weight_name: str | None, source: str) -> Choi
         if weight_name not in present:
             raise SourceError(f"{source}: has no file {clip(weight_name)}. {_listing(present)}")
         return Choice(weight_name, _configs(weight_name, present))
-    found = sorted(name for name in present if "/" not in name and _is_weights(name))
+    found = sorted(name for name in present if "/" not in name and is_weights(name))
     for stem in _PREFERRED:
         for suffix in SUFFIXES:
             if stem + suffix in found:
@@ -53,7 +53,7 @@ def choose(names: Collection[str], weight_name: str | None, source: str) -> Choi
     return Choice(found[0], _configs(found[0], present, alone=True))
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(name: str) -> bool:
     """Tell whether a file name is that of weights and not of a trainer's state."""
     return name.endswith(SUFFIXES) and not name.startswith((".", *_TRAINING_STATE))
 
@@ -61,7 +61,7 @@ def _is_weights(name: str) -> bool:
 def _configs(weights: str, present: Collection[str], alone: bool = False) -> tuple[str, ...]:
     """Name the config files that belong to `weights`: a config beside several unrelated files belongs to none."""
     path = PurePosixPath(weights)
-    siblings = [name for name in present if PurePosixPath(name).parent == path.parent and _is_weights(name)]
+    siblings = [name for name in present if PurePosixPath(name).parent == path.parent and is_weights(name)]
     owner = alone or path.stem in _PREFERRED or len(siblings) == 1
     names = (str(path.with_name(name)) for name in (PEFT_CONFIG, LYCORIS_CONFIG))
     return tuple(name for name in names if owner and name in present)
@@ -69,7 +69,7 @@ def _configs(weights: str, present: Collection[str], alone: bool = False) -> tup
 
 def _listing(present: Collection[str]) -> str:
     """Say which adapter files there are and how to name one."""
-    weights = sorted(name for name in present if _is_weights(name.rpartition("/")[2]))
+    weights = sorted(name for name in present if is_weights(name.rpartition("/")[2]))
     if not weights:
         return "Expected a .safetensors, .bin, .pt, .pth or .ckpt file there."
     more = f" and {len(weights) - _SHOWN} more" if len(weights) > _SHOWN else ""

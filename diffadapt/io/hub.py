@@ -37,6 +37,14 @@ class HubFiles(NamedTuple):
     configs: dict[str, Path]
 
 
+class HubLink(NamedTuple):
+    """A repository's adapter file where it lies, and local copies of its config files by name."""
+
+    url: str
+    name: str
+    configs: dict[str, Path]
+
+
 def is_hub_id(text: str) -> bool:
     """Tell whether `text` has the form of a repository id, owner/name."""
     return bool(_ID.fullmatch(text)) and ".." not in text and "--" not in text
@@ -61,6 +69,26 @@ def fetch(repo: str, weight_name: str | None, subfolder: str | None, options: Hu
     choice = choose(names, None, _label(repo, folder))
     configs = {name: _download(repo, _join(folder, name), options) for name in choice.configs}
     return HubFiles(_download(repo, _join(folder, choice.weights), options), configs)
+
+
+def locate(repo: str, weight_name: str | None, options: HubOptions) -> HubLink | HubFiles:
+    """Find the adapter file of `repo` without fetching it; from the cache where the Hub may not or cannot be asked.
+
+    weight_name: the file's path in the repository. Only its small config files are downloaded. Errors as for `fetch`.
+    """
+    from huggingface_hub import constants, hf_hub_url
+
+    if options.local_files_only or constants.HF_HUB_OFFLINE:
+        return _from_cache(repo, weight_name, "", options)
+    if weight_name is not None:
+        configs = _optional_configs(repo, weight_name, options)
+        return HubLink(hf_hub_url(repo, weight_name, revision=options.revision), weight_name, configs)
+    names = _listed(repo, "", options)
+    if names is None:
+        return _from_cache(repo, None, "", options)
+    choice = choose(names, None, repo)
+    url = hf_hub_url(repo, choice.weights, revision=options.revision)
+    return HubLink(url, choice.weights, {name: _download(repo, name, options) for name in choice.configs})
 
 
 def _join(folder: str, name: str) -> str:
@@ -106,7 +134,7 @@ def _listed(repo: str, folder: str, options: HubOptions) -> list[str] | None:
 
     try:
         names = HfApi(token=options.token).list_repo_files(repo, revision=options.revision)
-    except _client_errors() as error:
+    except client_errors() as error:
         if not _is_unreachable(error) or not _is_cached(repo, options):
             _refuse(repo, None, error)
         return None
@@ -138,7 +166,7 @@ def _download(repo: str, filename: str, options: HubOptions) -> Path:
                 force_download=options.force_download,
             )
         )
-    except _client_errors() as error:
+    except client_errors() as error:
         _refuse(repo, filename, error)
 
 
@@ -158,7 +186,7 @@ def _optional_configs(repo: str, weights: str, options: HubOptions) -> dict[str,
         raise
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
+def client_errors() -> tuple[type[Exception], ...]:
     """Name what the Hub's client raises; its HTTP library, and so its base class, changed with version 1."""
     from huggingface_hub import errors
 

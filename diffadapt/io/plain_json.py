@@ -26,6 +26,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def parse_object(text: bytes, name: str, part: str) -> dict[str, Any]:
     """Parse one JSON object; `name` and `part` ("header", "adapter_config.json") say in errors whose it is."""
     try:
@@ -46,6 +49,15 @@ def parse_object(text: bytes, name: str, part: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SourceError(f"{name}: the {part} is a JSON {type(value).__name__}, expected an object.")
     return value
+
+
+def leading_object(text: str, start: int) -> tuple[dict[str, Any], int] | None:
+    """The JSON object at `start` and where it ends; None where `parse_object` would refuse it, and say why."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None
+    return (value, end) if isinstance(value, dict) else None
 
 
 def read_object(path: Path, name: str) -> dict[str, Any]:

@@ -64,7 +64,12 @@ def open_binary(path: Path, name: str) -> BinaryIO:
 def _header(file: BinaryIO, name: str) -> SafetensorsHeader:
     """Parse the header of an open file."""
     file_bytes = os.fstat(file.fileno()).st_size
-    prefix = file.read(8)
+    text = file.read(header_bytes(file.read(8), file_bytes, name))
+    return parse_header(text, file_bytes, name)
+
+
+def header_bytes(prefix: bytes, file_bytes: int, name: str) -> int:
+    """How long the header is that follows the file's first 8 bytes; checked against the limit and the file's size."""
     if len(prefix) < 8:
         raise SourceError(f"{name}: {file_bytes} bytes are too few for a safetensors file. Download it again.")
     (length,) = struct.unpack("<Q", prefix)
@@ -77,20 +82,29 @@ def _header(file: BinaryIO, name: str) -> SafetensorsHeader:
         raise SourceError(
             f"{name}: truncated: the header needs {8 + length} bytes, the file has {file_bytes}. Download it again."
         )
-    text = file.read(length)
+    return int(length)
+
+
+def parse_header(text: bytes, file_bytes: int | None, name: str) -> SafetensorsHeader:
+    """Check a header's text (what follows the first 8 bytes); see `read_header`.
+
+    file_bytes: the size of the file, None where a server does not tell it: the data's end stays unchecked then.
+    """
+    start = 8 + len(text)
     if not text.startswith(b"{"):
         raise SourceError(f"{name}: the header starts with {text[:8]!r}, expected '{{'. This is no safetensors file.")
     entries = parse_object(text, name, "header")
-    metadata = _metadata(entries.pop("__metadata__", None), name)
+    metadata = check_metadata(entries.pop("__metadata__", None), name)
     if len(entries) > limits.TENSORS:
         raise UnsafeFileError(f"{name}: {len(entries)} tensors, at most {limits.TENSORS} are read. This is no adapter.")
     infos = {key: _info(key, entry, name) for key, entry in entries.items()}
     ordered = dict(sorted(infos.items(), key=lambda item: item[1][2:]))
-    _check_layout(ordered, file_bytes - 8 - length, name)
-    return SafetensorsHeader(ordered, metadata, 8 + length, file_bytes)
+    end = max((info.stop for info in ordered.values()), default=0)
+    _check_layout(ordered, end if file_bytes is None else file_bytes - start, name)
+    return SafetensorsHeader(ordered, metadata, start, start + end)
 
 
-def _metadata(value: Any, name: str) -> dict[str, str]:
+def check_metadata(value: Any, name: str) -> dict[str, str]:
     """Check the `__metadata__` object: strings to strings."""
     if value is None:
         return {}
