@@ -23,6 +23,8 @@ class Bank:
         self.modules = modules
         self.drawn: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
         """What was drawn from a seed already, by seed and sizes."""
+        self.places: dict[tuple[Any, ...], dict[bytes, int]] = {}
+        """Which module's draw some bytes are, by seed and sizes."""
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def note(self, module: str, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, TensorGroup, f32
-from diffadapt.algorithms.factored import Factored, block_diagonal
+from diffadapt.algorithms.factored import Factored, block_diagonal, number
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.errors import AlgorithmError
 
@@ -38,9 +38,9 @@ class BlockLoRA(Factored):
         options = context.config.get("use_bdlora")
         if not isinstance(options, Mapping) or ("lora_down" not in group and "lora_up" not in group):
             return None
-        name, blocks = group.name.rpartition(".")[2], int(options.get("nblocks") or 1)
+        name, blocks = group.name.rpartition(".")[2], int(number(group, options, "nblocks", 1))
         short_down, short_up = (_named(name, options.get(f"target_modules_bd_{side}")) for side in ("a", "b"))
-        if blocks == 1 or not (short_down or short_up):
+        if blocks <= 1 or not (short_down or short_up):
             return None
         down, up = group.take("lora_down"), group.take("lora_up")
         rank = len(down)

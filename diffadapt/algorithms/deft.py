@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.cayley import wide
-from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -44,10 +44,14 @@ class DEFT(Delta):
             raise AlgorithmError(
                 f"{group.name}: DEFT needs the config's decomposition_method, 'relu' or 'qr', not {method!r}."
             )
-        if direction.ndim != 2 or (injection is not None and len(injection) != direction.shape[1]):
+        if (
+            direction.ndim != 2
+            or direction.shape[1] > len(direction)
+            or (injection is not None and len(injection) != direction.shape[1])
+        ):
             raise AlgorithmError(f"{group.name}: deft_P {tuple(direction.shape)} and deft_R do not fit together.")
-        alpha = context.alpha if context.alpha is not None else config.get("alpha")
-        return cls(direction, injection, method, float(alpha) / direction.shape[1] if alpha else 1.0)
+        alpha = context.alpha if context.alpha is not None else number(group, config, "alpha", 0.0)
+        return cls(direction, injection, method, alpha / direction.shape[1] if alpha else 1.0)
 
     @property
     def rank(self) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffadapt.algorithms.base import Delta, expect_shape, f32
+from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.lora import LoRA
@@ -19,6 +21,23 @@ def require_linear(algorithm: str, layer: Layer) -> None:
     """Raise AlgorithmError for anything but a Linear, the only kind PEFT trains this method on."""
     if layer.kind != "linear":
         raise AlgorithmError(f"{algorithm}: cannot act on a {layer.kind} layer; PEFT trains it on Linears only.")
+
+
+def number(group: TensorGroup, config: Mapping[str, Any], field: str, default: float | None = None) -> float:
+    """A finite number of the config. Raises AlgorithmError where it is missing (and has no default) or is none."""
+    value = config.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise AlgorithmError(
+            f"{group.name}: {field} of adapter_config.json is {value!r}; expected a number, without which these "
+            "tensors have no meaning."
+        )
+    return float(value)
+
+
+def configured_alpha(group: TensorGroup, context: Context, field: str) -> float:
+    """The caller's alpha, or the config's under the method's own name for it."""
+    return context.alpha if context.alpha is not None else number(group, context.config, field)
 
 
 def block_diagonal(blocks: Iterable[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
 
@@ -48,12 +48,10 @@ class FourierFT(Delta):
         if spectrum is None:
             return None
         config = context.config
-        if spectrum.ndim != 1 or "scaling" not in config or "random_loc_seed" not in config:
-            raise AlgorithmError(
-                f"{group.name}: fourierft_spectrum {tuple(spectrum.shape)} needs to be a vector, and the config beside "
-                "the file to name scaling and random_loc_seed: where its numbers belong is in no other place."
-            )
-        return cls(spectrum, float(config["scaling"]), int(config["random_loc_seed"]))
+        if spectrum.ndim != 1:
+            raise AlgorithmError(f"{group.name}: fourierft_spectrum {tuple(spectrum.shape)}; expected a vector.")
+        seed = int(number(group, config, "random_loc_seed"))
+        return cls(spectrum, number(group, config, "scaling"), seed)
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         places = scattered(self.spectrum, weight.shape[0], weight.shape[1], self.seed)

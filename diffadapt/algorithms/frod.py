@@ -62,7 +62,10 @@ class FRoD(Delta):
         shared = self.bank.tensors
         basis = wide(shared[f"frod_V.{self.category}"].to(weight.device))
         rows, columns = shared[f"frod_s_indices.{self.category}"].to(basis.device, torch.int64)
-        coefficients = torch.linalg.solve(basis, wide(weight).T).T
+        try:
+            coefficients = torch.linalg.solve(basis, wide(weight).T).T
+        except RuntimeError:  # a basis of fewer directions, where PEFT takes the pseudo-inverse
+            coefficients = wide(weight) @ torch.linalg.pinv(basis, rtol=1e-6).T
         sizes = torch.linalg.vector_norm(coefficients, dim=0)
         outer = torch.where(sizes > _NOTHING, coefficients / sizes.clamp(min=_NOTHING), torch.zeros_like(coefficients))
         middle = torch.diag(wide(self.diagonal).to(basis.device))

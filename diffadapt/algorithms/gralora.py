@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, TensorGroup, f32
-from diffadapt.algorithms.factored import Factored, block_diagonal
+from diffadapt.algorithms.factored import Factored, block_diagonal, configured_alpha
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.errors import AlgorithmError
 
@@ -49,11 +49,12 @@ class GraLoRA(Factored):
                 f"{group.name}: gralora_A {tuple(a.shape)} and gralora_B {tuple(b.shape)} do not fit together; "
                 "expected (k, in / k, r) and (k, r, out / k), with k a divisor of r."
             )
-        configured = context.config.get("alpha")
-        if configured is None and context.alpha is None:
-            raise AlgorithmError(f"{group.name}: GraLoRA needs alpha of adapter_config.json, or alpha=.")
-        alpha = context.alpha if context.alpha is not None else float(configured or 0.0)
-        return cls(a, b, general_a, general_b, alpha)
+        delta = cls(a, b, general_a, general_b, configured_alpha(group, context, "alpha"))
+        if general_a is not None and general_b is not None:
+            out, inputs = delta.extent
+            if general_a.shape[1:] != (inputs,) or tuple(general_b.shape) != (out, len(general_a)):
+                raise AlgorithmError(f"{group.name}: gralora's general pair does not fit its blocks.")
+        return delta
 
     @property
     def rank(self) -> int:

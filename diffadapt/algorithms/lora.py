@@ -54,6 +54,11 @@ class LoRA(Delta):
         down, up = group.take(roles[0]), group.take(roles[1])
         mid, bias = group.take_optional("lora_mid"), group.take_optional("lora_up_bias")
         rank = down.shape[0] if down.ndim > 1 else 0
+        if context.writer == "peft" and down.ndim > 2 and up.ndim > 2 and 0 < up.shape[1] < rank and not embedding:
+            raise AlgorithmError(
+                f"{group.name}: PEFT's LoRA of a grouped convolution ({tuple(down.shape)}, {tuple(up.shape)}) sees the "
+                "inputs of all groups, so it is no change of the grouped weight; PEFT itself cannot merge it."
+            )
         if down.ndim < 2 or up.ndim < 2 or up.shape[1] != rank or up.numel() != up.shape[0] * rank:
             raise AlgorithmError(
                 f"{group.name}: {roles[0]} {tuple(down.shape)} and {roles[1]} {tuple(up.shape)} do not make a pair; "

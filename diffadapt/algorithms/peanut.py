@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
 
@@ -46,11 +46,11 @@ class PEANuT(Delta):
                 f"{group.name}: peanut_A {tuple(down.shape)}, peanut_B {tuple(up.shape)}, {len(encoders)} encoders and "
                 f"{len(decoders)} decoders do not fit together; expected (r, out), (out, r) and as many (r, r) of each."
             )
-        name, scaling = context.config.get("act_fn"), context.config.get("scaling")
-        if not isinstance(name, str) or scaling is None:
-            raise AlgorithmError(f"{group.name}: PEANuT needs act_fn and scaling of adapter_config.json.")
+        name = context.config.get("act_fn")
+        if not isinstance(name, str):
+            raise AlgorithmError(f"{group.name}: PEANuT needs act_fn of adapter_config.json, not {name!r}.")
         _activation(name)
-        return cls(down, up, encoders, decoders, name, float(scaling))
+        return cls(down, up, encoders, decoders, name, number(group, context.config, "scaling"))
 
     @property
     def rank(self) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.cayley import cayley, neumann, packed_size, unpack, wide
-from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -61,13 +61,14 @@ class PSOFT(Delta):
             raise AlgorithmError(f"{group.name}: psoft_R {tuple(rotation.shape)}; expected (r (r - 1) / 2,) or (r, r).")
         if any(vector is not None and vector.numel() != rank for vector in (before, after)):
             raise AlgorithmError(f"{group.name}: psoft_R's vectors do not have its {rank} numbers.")
-        limit = config.get("cayley_neumann_eps")
+        limited = config.get("cayley_neumann_eps") is not None
+        terms = int(number(group, config, "num_cayley_neumann_terms", 5)) if config.get("use_cayley_neumann") else 0
+        lowrank = config.get("psoft_svd") == "lowrank"
         return cls(
-            rotation, before, after,
-            int(config.get("num_cayley_neumann_terms") or 5) if config.get("use_cayley_neumann") else 0,
-            None if limit is None else float(limit), config["ab_svd_init"] == "pissa_init",
-            int(config.get("psoft_svd_lowrank_niter") or 0) if config.get("psoft_svd") == "lowrank" else -1,
-            int(config.get("random_seed") or 0),
+            rotation, before, after, terms,
+            number(group, config, "cayley_neumann_eps") if limited else None, config["ab_svd_init"] == "pissa_init",
+            int(number(group, config, "psoft_svd_lowrank_niter", 10)) if lowrank else -1,
+            int(number(group, config, "random_seed", 0)),
         )  # fmt: skip
 
     @property

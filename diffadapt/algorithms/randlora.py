@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.factored import configured_alpha, number, require_linear
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
 
@@ -55,12 +55,10 @@ class RandLoRA(Delta):
                 "fit together; expected (r, n) and (n, min(in, out))."
             )
         config = context.config
-        if "randlora_alpha" not in config and context.alpha is None:
-            raise AlgorithmError(f"{group.name}: RandLoRA needs randlora_alpha of adapter_config.json, or alpha=.")
-        alpha = context.alpha if context.alpha is not None else float(config["randlora_alpha"])
+        alpha = configured_alpha(group, context, "randlora_alpha")
         sparsity = -1 if config.get("very_sparse") else 3 if config.get("sparse") else 0
-        seed = config.get("projection_prng_key")
-        return cls(lambdas, gammas, alpha, context.bank, int(seed or 0), sparsity, group.name)
+        seed = int(number(group, config, "projection_prng_key", 0))
+        return cls(lambdas, gammas, alpha, context.bank, seed, sparsity, group.name)
 
     @property
     def rank(self) -> int:
@@ -94,6 +92,15 @@ class RandLoRA(Delta):
                 f"randlora: randlora_gamma {tuple(self.gammas.shape)} does not fit a Linear of {layer.shape}. "
                 "The adapter is for another model."
             )
+        a, b = (self.bank.tensors.get(f"randlora_{side}") for side in "AB")
+        if a is not None and b is not None:
+            count, rank, least, most = len(self.gammas), self.rank, min(layer.shape), max(layer.shape)
+            ok = a.ndim == b.ndim == 3 and a.shape[:2] == (rank, 1) and b.shape[2] == rank
+            if not ok or a.shape[2] < least or b.shape[0] < most or b.shape[1] < count:
+                raise AlgorithmError(
+                    f"randlora: the shared matrices {tuple(a.shape)} and {tuple(b.shape)} do not cover a Linear of "
+                    f"{layer.shape} at rank {rank}."
+                )
         self.bank.note(self.module, layer.shape)
 
     def tensors(self) -> dict[str, Tensor]:

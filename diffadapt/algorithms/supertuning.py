@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.factored import configured_alpha, require_linear
 from diffadapt.algorithms.forms import Dense, Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -53,9 +53,7 @@ class SuperTuning(Delta):
         ):
             raise AlgorithmError(f"{group.name}: the tensors of Super-Tuning do not fit together.")
         config = context.config
-        if down is not None and context.alpha is None and not config.get("lora_alpha"):
-            raise AlgorithmError(f"{group.name}: Supra's LoRA needs lora_alpha of adapter_config.json, or alpha=.")
-        alpha = context.alpha if context.alpha is not None else float(config.get("lora_alpha") or 1.0)
+        alpha = 1.0 if down is None else configured_alpha(group, context, "lora_alpha")
         return cls(values, places, bool(config.get("select_top", True)), down, up, alpha)
 
     @property

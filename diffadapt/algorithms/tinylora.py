@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
+from diffadapt.algorithms.factored import number
 from diffadapt.algorithms.forms import Dense, Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -47,9 +48,11 @@ class TinyLoRA(Delta):
                 "place in the trained model. Save the adapter again with save_projection=True."
             )
         mixtures = group.take("tinylora_P")
-        steering = _steering(group.name, mixtures, context)
+        if mixtures.ndim != 3 or not mixtures.numel():
+            raise AlgorithmError(f"{group.name}: tinylora_P {tuple(mixtures.shape)}; expected (u, r, r).")
+        steering = _steering(group, mixtures, context)
         rank = len(down)
-        if up.shape[1:] != (rank,) or tuple(mixtures.shape) != (len(steering), rank, rank):
+        if down.ndim != 2 or up.shape[1:] != (rank,) or tuple(mixtures.shape) != (len(steering), rank, rank):
             raise AlgorithmError(
                 f"{group.name}: tinylora_A {tuple(down.shape)}, _B {tuple(up.shape)}, _P {tuple(mixtures.shape)} and "
                 f"_v {tuple(steering.shape)} do not fit together."
@@ -85,24 +88,37 @@ class TinyLoRA(Delta):
         return {"tinylora_A": self.down, "tinylora_B": self.up, "tinylora_P": self.mixtures}
 
 
-def _steering(module: str, mixtures: Tensor, context: Context) -> Tensor:
+def _steering(group: TensorGroup, mixtures: Tensor, context: Context) -> Tensor:
     """The trained numbers of a module's group. Raises AlgorithmError where its place cannot be told."""
     groups = {role: t for role, t in context.bank.tensors.items() if role.startswith("tinylora_v.")}
     if not groups:
-        raise AlgorithmError(f"{module}: the file lacks the shared tinylora_v.")
+        raise AlgorithmError(f"{group.name}: the file lacks the shared tinylora_v.")
     if len(groups) == 1:
         return next(iter(groups.values()))
     layers = len(context.bank.modules)
-    seed = context.config.get("projection_seed", _SEED)
-    for place in range(layers):
-        generator = torch.Generator().manual_seed(int(seed) + place)
-        drawn = torch.normal(0.0, 1.0 / mixtures.shape[-1] ** 0.5, tuple(mixtures.shape), generator=generator)
-        if torch.equal(drawn.to(mixtures.dtype), mixtures.cpu()):
-            # PEFT deals its layers out in runs of equal length, the last group taking what is left.
-            name = f"tinylora_v.{min(place // max(1, layers // len(groups)), len(groups) - 1)}"
-            if name in groups:
-                return groups[name]
+    seed = int(number(group, context.config, "projection_seed", _SEED))
+    key = ("tinylora", seed, layers, mixtures.dtype, *mixtures.shape)
+    places = context.bank.places.get(key)
+    if places is None:
+        places = context.bank.places[key] = {_draw(mixtures, seed + place): place for place in range(layers)}
+    place = places.get(_bytes(mixtures))
+    if place is not None:
+        # PEFT deals its layers out in runs of equal length, the last group taking what is left.
+        name = f"tinylora_v.{min(place // max(1, layers // len(groups)), len(groups) - 1)}"
+        if name in groups:
+            return groups[name]
     raise AlgorithmError(
-        f"{module}: tinylora_P is no draw of projection_seed {seed}, so which of the {len(groups)} groups this layer "
-        "belongs to is unknown: another torch drew it, or the config belongs to another file."
+        f"{group.name}: tinylora_P is no draw of projection_seed {seed}, so which of the {len(groups)} groups this "
+        "layer belongs to is unknown: another torch drew it, or the config belongs to another file."
     )
+
+
+def _draw(like: Tensor, seed: int) -> bytes:
+    """What PEFT draws for a layer, to be compared."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.normal(0.0, 1.0 / like.shape[-1] ** 0.5, tuple(like.shape), generator=generator)
+    return _bytes(drawn.to(like.dtype))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

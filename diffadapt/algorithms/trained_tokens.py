@@ -36,12 +36,13 @@ class TrainedTokens(Delta):
         listed = context.config.get("token_indices") or context.config.get("trainable_token_indices")
         if isinstance(listed, Mapping):
             listed = next((value for name, value in listed.items() if f".{group.name}".endswith(f".{name}")), None)
-        if not isinstance(listed, (list, tuple)) or vectors.ndim != 2 or len(listed) != len(vectors):
+        whole = isinstance(listed, (list, tuple)) and all(type(token) is int and token >= 0 for token in listed)
+        if not listed or not whole or vectors.ndim != 2 or len(listed) != len(vectors):
             raise AlgorithmError(
                 f"{group.name}: trainable_tokens_delta {tuple(vectors.shape)} needs as many token indices in "
                 f"adapter_config.json; seen {listed!r}."
             )
-        return cls(vectors, tuple(int(token) for token in listed))
+        return cls(vectors, tuple(listed))
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         rows = torch.tensor(self.tokens, device=weight.device)

@@ -42,7 +42,7 @@ class UniLoRA(Factored):
         tensors = [group.take(role) for role in _ROLES]
         theta = context.bank.tensors.get("unilora_theta_d")
         a, b, scales_a, scales_b = tensors
-        if theta is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        if theta is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.numel() * b.numel():
             raise AlgorithmError(f"{group.name}: unilora's indices do not make a pair, or unilora_theta_d is missing.")
         highest, lowest = max(int(a.max()), int(b.max())), min(int(a.min()), int(b.min()))
         if a.shape != scales_a.shape or b.shape != scales_b.shape or lowest < 0 or highest >= len(theta):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context, TensorGroup, f32
-from diffadapt.algorithms.factored import Factored
+from diffadapt.algorithms.factored import Factored, number
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.errors import AlgorithmError
 
@@ -46,18 +46,21 @@ class VBLoRA(Factored):
         if f"{_SIDES[0]}_topk_indices" in group:
             chosen = tuple(group.take(f"{side}_topk_indices") for side in _SIDES)
             weights = tuple(group.take(f"{side}_topk_weights") for side in _SIDES)
-            fits = all(i.ndim == 3 and w.shape == (*i.shape[:2], i.shape[2] - 1) for i, w in zip(chosen, weights))  # noqa: B905
+            fits = all(
+                indices.ndim == 3 and indices.numel() and weight.shape == (*indices.shape[:2], indices.shape[2] - 1)
+                for indices, weight in zip(chosen, weights, strict=True)
+            )
             if not fits or any(int(i.max()) >= len(vectors) or int(i.min()) < 0 for i in chosen):
                 raise AlgorithmError(f"{group.name}: vblora's indices, weights and bank do not fit together.")
             return cls((), chosen, weights, int(chosen[0].shape[2]), context.bank)
         logits = tuple(group.take(side) for side in _SIDES)
-        topk = context.config.get("topk")
-        if any(t.ndim != 3 or t.shape[2] != len(vectors) for t in logits) or not topk:
+        topk = int(number(group, context.config, "topk"))
+        if any(t.ndim != 3 or t.shape[2] != len(vectors) for t in logits) or not 0 < topk <= len(vectors):
             raise AlgorithmError(
-                f"{group.name}: vblora's logits {[tuple(t.shape) for t in logits]} need topk of the config and the "
-                f"bank's {len(vectors)} vectors as their last size."
+                f"{group.name}: vblora's logits {[tuple(t.shape) for t in logits]} do not choose {topk} of the bank's "
+                f"{len(vectors)} vectors."
             )
-        return cls(logits, (), (), int(topk), context.bank)
+        return cls(logits, (), (), topk, context.bank)
 
     @property
     def rank(self) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context, TensorGroup, f32
-from diffadapt.algorithms.factored import Factored
+from diffadapt.algorithms.factored import Factored, number
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -60,8 +60,8 @@ class VeRA(Factored):
             )
         if (a is None) != (f"{cls.algorithm}_B" not in shared):
             raise AlgorithmError(f"{group.name}: the file holds only one of {cls.algorithm}_A and {cls.algorithm}_B.")
-        seed = context.config.get("projection_prng_key")
-        return cls(b, d, context.bank, int(seed if seed is not None else _SEED), group.name)
+        seed = int(number(group, context.config, "projection_prng_key", _SEED))
+        return cls(b, d, context.bank, seed, group.name)
 
     @property
     def rank(self) -> int:
@@ -94,8 +94,17 @@ class VeRA(Factored):
 
     def check(self, layer: Layer) -> None:
         super().check(layer)
-        shared = self.bank.tensors.get(f"{self.algorithm}_A")
-        if len(self.lambda_b) != layer.shape[0] or (shared is not None and shared.shape[1] < layer.shape[1]):
+        a, b = (self.bank.tensors.get(f"{self.algorithm}_{side}") for side in "AB")
+        covered = (
+            a is None
+            or b is None
+            or (
+                a.ndim == b.ndim == 2
+                and b.shape[1] == self.rank
+                and (b.shape[0] >= layer.shape[0] and a.shape[1] >= layer.shape[1])
+            )
+        )
+        if len(self.lambda_b) != layer.shape[0] or not covered:
             raise AlgorithmError(
                 f"{self.algorithm}: lambda_b {tuple(self.lambda_b.shape)} does not fit a Linear of {layer.shape}. "
                 "The adapter is for another model."

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.factored import require_linear
+from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.fourierft import scattered
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -49,11 +49,9 @@ class WaveFT(Delta):
         if spectrum is None:
             return None
         config = context.config
-        if spectrum.ndim != 1 or "scaling" not in config or "random_loc_seed" not in config:
-            raise AlgorithmError(
-                f"{group.name}: waveft_spectrum {tuple(spectrum.shape)} needs to be a vector, and the config beside "
-                "the file to name scaling and random_loc_seed: where its numbers belong is in no other place."
-            )
+        if spectrum.ndim != 1:
+            raise AlgorithmError(f"{group.name}: waveft_spectrum {tuple(spectrum.shape)}; expected a vector.")
+        seed, scaling = int(number(group, config, "random_loc_seed")), number(group, config, "scaling")
         wavelet = str(config.get("wavelet_family", "db1")) if config.get("use_idwt", True) else None
         if wavelet is not None:
             family, order = wavelet.rstrip("0123456789"), wavelet.lstrip("abcdefghijklmnopqrstuvwxyz")
@@ -62,7 +60,7 @@ class WaveFT(Delta):
                 raise AlgorithmError(
                     f"{group.name}: the wavelet {wavelet!r} is not worked out here; only db1-db10, sym2-sym10 are."
                 )
-        return cls(spectrum, float(config["scaling"]), int(config["random_loc_seed"]), wavelet)
+        return cls(spectrum, scaling, seed, wavelet)
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         out, inputs = weight.shape

@@ -40,7 +40,8 @@ METHODS: Mapping[str, Method] = {
         _W,
         "A low-rank pair; also rsLoRA, DoRA, LoRA-FA, EVA, MiCA, VeLoRA, MonteCLoRA, BD-LoRA, QALoRA, KaSA; "
         "PiSSA and OLoRA with what they took out of the base. CorDA, LoRA-GA and LoftQ only where PEFT "
-        "converted them; aLoRA and Arrow depend on the input and are refused.",
+        "converted them. aLoRA and Arrow depend on the input, a LoRA on a grouped convolution sees all groups: "
+        "refused.",
         modules="Linear, Conv1d/2d/3d, Embedding",
     ),
     "ADALORA": Method(_W, "A low-rank pair with singular values, pruned in training.", modules="Linear, Conv2d"),

@@ -114,11 +114,48 @@ def test_half_a_group_and_another_layer_are_refused(sample):
          {"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["m"]}}, {}),
         ({"lora_down": torch.ones(4, 6), "lora_up": torch.ones(4, 4)}, {"use_qalora": True}, {}),
         ({"trainable_tokens_delta": torch.ones(2, 4)}, {"token_indices": [1]}, {}),
+        ({"trainable_tokens_delta": torch.ones(1, 4)}, {"token_indices": [-1]}, {}),
+        ({"trainable_tokens_delta": torch.ones(0, 4)}, {"token_indices": []}, {}),
+        ({"fourierft_spectrum": torch.ones(3)}, {"scaling": "1", "random_loc_seed": 1}, {}),
+        ({"fourierft_spectrum": torch.ones(3)}, {"scaling": float("nan"), "random_loc_seed": 1}, {}),
+        ({"fourierft_spectrum": torch.ones(3, 1)}, {"scaling": 1, "random_loc_seed": 1}, {}),
+        ({"vblora_logits_A": torch.ones(2, 1, 4), "vblora_logits_B": torch.ones(1, 2, 4)}, {"topk": 5},
+         {"vblora_vector_bank": torch.ones(4, 8)}),
+        ({"unilora_indices_A": torch.ones(0, 4).long(), "unilora_scales_A": torch.ones(0, 4),
+          "unilora_indices_B": torch.ones(4, 0).long(), "unilora_scales_B": torch.ones(4, 0)}, {},
+         {"unilora_theta_d": torch.ones(4)}),
+        ({"gralora_A": torch.ones(2, 4, 2), "gralora_B": torch.ones(2, 2, 4), "gralora_A_general": torch.ones(1, 7),
+          "gralora_B_general": torch.ones(8, 1)}, {"alpha": 1}, {}),
+        ({"deft_P": torch.ones(2, 4), "deft_R": torch.ones(4, 4)}, {"decomposition_method": "qr"}, {}),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_together_are_refused(tensors, config, shared):
     with pytest.raises(AlgorithmError):
         parse(tensors, config, shared)
+
+
+@pytest.mark.parametrize("shared", [
+    {"vera_A": torch.ones(4, 20), "vera_B": torch.ones(32, 4)},
+    {"vera_A": torch.ones(4, 24), "vera_B": torch.ones(30, 4)},
+    {"vera_A": torch.ones(4, 24), "vera_B": torch.ones(32, 3)},
+])  # fmt: skip
+def test_a_shared_pair_that_does_not_cover_the_layer_is_refused(shared):
+    delta = parse({"vera_lambda_b": torch.ones(32), "vera_lambda_d": torch.ones(4)}, {}, shared)
+    with pytest.raises(AlgorithmError, match="another model"):
+        delta.check(Layer.of(nn.Linear(24, 32)))
+
+
+def test_shared_bases_that_do_not_cover_the_layer_are_refused():
+    tensors = {"randlora_lambda": torch.ones(5, 5), "randlora_gamma": torch.ones(5, 24)}
+    for a, b in (
+        ((5, 1, 20), (32, 5, 5)),
+        ((5, 1, 24), (30, 5, 5)),
+        ((5, 1, 24), (32, 4, 5)),
+        ((4, 1, 24), (32, 5, 4)),
+    ):
+        delta = parse(tensors, {"randlora_alpha": 1}, {"randlora_A": torch.ones(a), "randlora_B": torch.ones(b)})
+        with pytest.raises(AlgorithmError, match="do not cover"):
+            delta.check(Layer.of(nn.Linear(24, 32)))
 
 
 def test_the_sizes_for_a_draw_come_from_all_modules():

@@ -86,6 +86,13 @@ def test_loras_that_depend_on_the_input_are_refused(field):
     refuse_method(None, "folder")
 
 
+def test_a_lora_on_a_grouped_convolution_is_no_change_of_its_weight(tmp_path):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2))
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"], r=4)).save_pretrained(str(tmp_path / "grouped"))
+    with pytest.raises(diffadapt.AlgorithmError, match="grouped convolution"):
+        diffadapt.read_adapter(tmp_path / "grouped")
+
+
 def test_verdicts_of_what_loads():
     assert {method.verdict for method in METHODS.values() if method.loads} == {
         Verdict.WEIGHT, Verdict.SCALING, Verdict.BASE,
