@@ -119,3 +119,38 @@ def test_size_and_what_the_file_says_name_the_wan(width, mlp, depth, said, famil
 def test_a_wan_for_images_tells_its_kind_by_the_image_keys():
     block = {f"blocks.0.attn2.{part}": (5120, 5120) for part in ("to_k", "add_k_proj")}
     assert read_adapter(file_of(block, "transformer.")).family == "wan21_i2v_14b"
+
+
+@pytest.mark.parametrize(("family", "depth"), [("ltx2", 2), ("ltx23", 8)])
+@pytest.mark.parametrize(("prefix", "original"), [("diffusion_model.", True), ("", True), ("connectors.", False)])
+def test_connectors_are_a_component_of_their_own(family, depth, prefix, original):
+    """Lightricks' names lie among the transformer's, Diffusers' behind the component's name."""
+    model = names_of(family, "connectors").model
+    assert model is not None
+    shapes = {"transformer_blocks.0.audio_ff.net.2": (2048, 8192)}
+    connectors = {"video_connector.transformer_blocks.1.attn1.to_k", "audio_connector.transformer_blocks.1.ff.net.2"}
+    for path in connectors:
+        name = names_of(family, "connectors").native_name(path) if original else path
+        assert name is not None
+        shapes[name] = model.measured.modules[path.replace(".1.", ".{i}.")][0]
+    adapter = read_adapter(file_of(shapes, prefix) if original else mixed(shapes, prefix))
+    assert adapter.family == family, adapter.candidates
+    assert {(key.component, key.module) for key in adapter.targets} == {
+        ("transformer", "transformer_blocks.0.audio_ff.net.2"), *(("connectors", path) for path in connectors),
+    }  # fmt: skip
+    assert model.measured.depths["video_connector.transformer_blocks"] == depth
+
+
+def mixed(shapes, prefix):
+    """The transformer's modules behind its name, the others behind theirs."""
+    own = {name: shape for name, shape in shapes.items() if name.startswith("transformer_blocks")}
+    rest = {name: shape for name, shape in shapes.items() if name not in own}
+    return file_of(own, "transformer.") | file_of(rest, prefix)
+
+
+def test_the_text_projection_of_ltx2_is_a_connector():
+    file = file_of({"text_embedding_projection.aggregate_embed": (3840, 188160)}, "")
+    adapter = read_adapter(file | file_of({"transformer_blocks.0.audio_attn1.to_q": (2048, 2048)}, "diffusion_model."))
+    assert {(key.component, key.module) for key in adapter.targets} == {
+        ("connectors", "text_proj_in"), ("transformer", "transformer_blocks.0.audio_attn1.to_q"),
+    }  # fmt: skip
