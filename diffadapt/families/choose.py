@@ -59,6 +59,9 @@ def choose(
     verdicts = {family: shape_verdict(family, kinds.values()) for family in found}
     agreeing = [family for family in found if verdicts[family][0] > 0 and verdicts[family][1] == 0]
     found = agreeing or found
+    # A family that every shape contradicts stays only where all others are contradicted too, as by a tiny model's file.
+    possible = [f for f in found if verdicts[f][1] == 0 or verdicts[f][0] > 0 or _is_of(f, classes)]
+    found = possible or found
     if len(found) > 1:
         names = [module.name for module in modules]
         order = {
@@ -160,6 +163,8 @@ def _fits(layout: Layout, route: Route, tensors: Mapping[str, Tensor]) -> bool |
     shapes = [layout.modules.get(renumbered(pattern), ()) for pattern in route.patterns]
     if not all(shapes):
         return None
+    if all(len(shape) > 2 and shape[1] == 1 for shape in shapes[0]):
+        return None  # what trainers make of a depthwise convolution has any shape
     width, rows = input_width(tensors), output_rows(tensors)
     inputs = {shape[1] if len(shape) > 1 else shape[0] for shape in shapes[0]}
     outputs = {shape[0] for shape in shapes[0]} if len(shapes) == 1 else {sum(found[0][0] for found in shapes)}
@@ -170,10 +175,11 @@ def _fits(layout: Layout, route: Route, tensors: Mapping[str, Tensor]) -> bool |
     return (width is None or width in inputs) and (rows is None or rows in outputs)
 
 
-def slack(family: Family, modules: Sequence[Module]) -> tuple[int, int]:
-    """How badly the numbers of a file's blocks fit the full-size model: blocks it does not have, and blocks unused.
+def slack(family: Family, modules: Sequence[Module]) -> tuple[int, bool]:
+    """How badly the numbers of a file's blocks fit the full-size model: blocks it does not have; whether it has more.
 
-    Trainers train all blocks as a rule, so among models that differ in depth alone the tightest is the likeliest.
+    Trainers train all blocks as a rule, so among models that differ in depth alone one whose last blocks are the file's
+    is the likeliest. Where none is, the file is for some blocks of the commonest model, not of the smallest.
     """
     last: dict[tuple[str, str], int] = {}
     depths: dict[tuple[str, str], int] = {}
@@ -190,7 +196,7 @@ def slack(family: Family, modules: Sequence[Module]) -> tuple[int, int]:
                     key = (component, container)
                     last[key], depths[key] = max(last.get(key, 0), int(number) + 1), depth
     beyond = sum(max(0, last[key] - depths[key]) for key in last)
-    return beyond, sum(max(0, depths[key] - last[key]) for key in last)
+    return beyond, any(last[key] < depths[key] for key in last)
 
 
 @cache

@@ -70,7 +70,7 @@ def test_unnamed_text_encoder_beside_a_named_one(width, component):
 
 def test_a_tiny_unet_keeps_all_candidates():
     adapter = read_adapter(lora("lora_unet_", "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", inputs=32))
-    assert set(adapter.candidates) == {"sd1", "sdxl", "sd2", "sdxl_refiner", "kolors"}
+    assert set(adapter.candidates) == {"sd1", "sdxl", "sd2", "sdxl_refiner", "kolors", "dreamlite"}
     assert not adapter.foreign
 
 
