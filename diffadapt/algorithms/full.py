@@ -71,7 +71,9 @@ class Full(Delta):
 
     def check(self, layer: Layer) -> None:
         seen = self.diff if self.diff is not None else self.new_weight
-        if seen is not None and (seen.shape[0] != layer.shape[0] or seen.numel() != math.prod(layer.shape)):
+        # A table may be flat in its trainer's model (Krea 2's modulation): rows mean nothing there.
+        rows_fit = seen is None or layer.kind == "table" or seen.shape[0] == layer.shape[0]
+        if seen is not None and (not rows_fit or seen.numel() != math.prod(layer.shape)):
             raise AlgorithmError(
                 f"{self.algorithm}: the change has shape {tuple(seen.shape)}, the {layer.kind} weight is "
                 f"{layer.shape}. The adapter is for another model."

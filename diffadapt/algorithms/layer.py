@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Kind = Literal["linear", "conv", "embedding", "layer_norm", "group_norm", "rms_norm"]
+Kind = Literal["linear", "conv", "embedding", "layer_norm", "group_norm", "rms_norm", "table"]
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -60,7 +60,7 @@ class Layer:
         if weight.ndim == 1 and "RMSNorm" in type(module).__name__:
             eps = getattr(module, "eps", None) or getattr(module, "variance_epsilon", None) or 1e-6
             return cls("rms_norm", shape, has_bias, eps=float(eps))
-        return None
+        return cls("table", shape) if getattr(module, "is_table", False) else None
 
     @property
     def channel_dim(self) -> int:

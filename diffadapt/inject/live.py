@@ -35,7 +35,7 @@ class LiveSlots:
 
     def add(self, loaded: Loaded) -> None:
         """Hook the modules of an adapter; its strengths are 0 until `refresh`."""
-        for placement in loaded.placements:
+        for placement in loaded.hooked:
             slot = self.slots.get(placement.key)
             if slot is None:
                 base = BaseWeight(self._merged, placement.key, placement.module)
@@ -48,7 +48,7 @@ class LiveSlots:
     def drop(self, loaded: Loaded) -> None:
         """Take an adapter off its modules; a module without any has no hooks left."""
         self._layout = None
-        for placement in loaded.placements:
+        for placement in loaded.hooked:
             slot = self.slots[placement.key]
             slot.entries.remove(placement.entry)
             slot.invalidate()
@@ -79,7 +79,12 @@ class LiveSlots:
     def put(self, placement: Placement, value: float) -> None:
         """Give a placement a strength; `refresh` puts it in force."""
         if placement.put(value):
-            self.slots[placement.key].invalidate()
+            self.invalidate(placement.key)
+
+    def invalidate(self, key: TargetKey) -> None:
+        """A delta at a module is another one now, or its tensors are elsewhere."""
+        if key in self.slots:
+            self.slots[key].invalidate()
 
     def refresh(self, loaded: Iterable[Loaded], hidden: Callable[[str, TargetKey], bool]) -> None:
         """Put the placements' strengths in force. hidden: whether an adapter is out of force at a module, or merged."""
@@ -115,6 +120,11 @@ class LiveSlots:
     @property
     def progress(self) -> float:
         return self._progress
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the strength of all that is live."""
+        return self._scale
 
     def set_progress(self, value: float) -> None:
         """Tell how far denoising has come, to the deltas that follow it."""

@@ -23,6 +23,7 @@ from diffadapt.inject.locate import Component
 from diffadapt.inject.merging import MergedWeights
 from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.slot import Entry
+from diffadapt.inject.table import Table
 from diffadapt.report import LoadReport
 
 
@@ -102,6 +103,11 @@ class Loaded:
     def targets(self) -> Targets:
         """The keys, for strengths by block."""
         return Targets(self.keys)
+
+    @property
+    def hooked(self) -> list[Placement]:
+        """The placements at modules that are called; the others are at tables."""
+        return [p for p in self.placements if not isinstance(p.module, Table)]
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -19,6 +19,7 @@ from diffadapt.inject.merge import Remember
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, Wanted, frozen
 from diffadapt.inject.placement import LINEAR, Loaded, place
 from diffadapt.inject.scaling import Strength, multipliers
+from diffadapt.inject.tables import Tables
 from diffadapt.inject.view import StackView
 from diffadapt.inject.widen import WidenedInputs
 from diffadapt.report import LoadReport, MergeReport
@@ -38,6 +39,7 @@ class PipelineAdapters(StackView):
         self._enabled = True
         self._live = LiveSlots(owner, self._merged)
         self._widened = WidenedInputs()
+        self._tables = Tables()
 
     def components(self) -> dict[str, Component]:
         """The models adapters can act on, by component name."""
@@ -90,6 +92,7 @@ class PipelineAdapters(StackView):
     def _drop(self, name: str) -> None:
         loaded = self._loaded.pop(name)
         self._live.drop(loaded)
+        self._tables.refresh(self._loaded.values(), self._enabled, self._live.scale)
         loaded.embeddings.uninstall(self._owner)
         parts = self.components()
         self._live.relayer(self._widened.narrow(self._loaded.values(), parts, self._merged.modules))
@@ -119,7 +122,7 @@ class PipelineAdapters(StackView):
         """Keep an adapter's tensors on a device. Wherever they are, they are copied to where their modules compute."""
         for placement in self._get(name).placements:
             placement.move(device)
-            self._live.slots[placement.key].invalidate()
+            self._live.invalidate(placement.key)
 
     # -- strengths ---------------------------------------------------------------------------------------------
 
@@ -172,6 +175,7 @@ class PipelineAdapters(StackView):
 
     def _refresh(self) -> None:
         self._live.refresh(self._loaded.values(), self._hidden)
+        self._tables.refresh(self._loaded.values(), self._enabled, self._live.scale)
 
     def _hidden(self, name: str, key: TargetKey) -> bool:
         """Whether an adapter does nothing live at a module: all are disabled, or this one is in the weight."""
@@ -255,7 +259,7 @@ class PipelineAdapters(StackView):
         options = self._options or MergeOptions()
         mix: dict[TargetKey, Wanted] = {}
         for name, loaded in self._loaded.items() if self._enabled else ():
-            for placement in loaded.placements:
+            for placement in loaded.hooked:
                 if placement.value != 0.0 and options.takes(name, placement.key.component):
                     want = mix.setdefault(placement.key, Wanted(placement.module, placement.layer, []))
                     want.deltas.append((placement.multiplier, placement.entry.delta))
@@ -289,6 +293,7 @@ class PipelineAdapters(StackView):
         were merged in some components only."""
         names = [name for name in self.names if self._options is not None and self._options.takes(name)]
         self._merged.modules.clear()
+        self._tables.keep(self._loaded.values(), names)
         self._options = None
         for name in names:
             self._drop(name)

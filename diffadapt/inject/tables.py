@@ -1,0 +1,38 @@
+"""What adapters do to parameters that belong to no layer. Trainers of whole differences change them.
+
+There is no call to hook, so what is in force at them is always in the parameter itself, with a copy as the way back:
+they are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from diffadapt.adapter import TargetKey
+from diffadapt.inject.merging import MergedWeights, MergeOptions, Wanted
+from diffadapt.inject.placement import Loaded
+from diffadapt.inject.table import Table
+
+
+class Tables:
+    """What adapters do to the tables of a pipeline."""
+
+    def __init__(self) -> None:
+        self._merged = MergedWeights()
+
+    def refresh(self, loaded: Iterable[Loaded], enabled: bool, factor: float) -> None:
+        """Bring every table to the strengths in force."""
+        mix: dict[TargetKey, Wanted] = {}
+        for adapter in loaded if enabled else ():
+            for p in adapter.placements:
+                if isinstance(p.module, Table) and p.value != 0.0:
+                    want = mix.setdefault(p.key, Wanted(p.module, p.layer, []))
+                    want.deltas.append((p.multiplier * factor, p.entry.delta))
+        if mix or self._merged.modules:
+            self._merged.bring(mix, MergeOptions(), None)
+
+    def keep(self, loaded: Iterable[Loaded], names: Collection[str]) -> None:
+        """Make what these adapters do to the tables final."""
+        self.refresh([adapter for adapter in loaded if adapter.name in names], True, 1.0)
+        self._merged.modules.clear()
+        self._merged.release()
