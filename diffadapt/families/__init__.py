@@ -63,6 +63,7 @@ from diffadapt.families.sdxl import SDXL
 from diffadapt.families.sdxl_refiner import SDXL_REFINER
 from diffadapt.families.smollm import SMOLLM3_3B
 from diffadapt.families.wan import (
+    WAN21_FUN_1_3B,
     WAN21_I2V_14B,
     WAN21_T2V_1_3B,
     WAN21_T2V_14B,
@@ -86,7 +87,7 @@ FAMILIES: tuple[Family, ...] = (
     COSMOS2_2B, COSMOS25_2B, COSMOS2_14B, COSMOS25_14B, JOYIMAGE, PRX_PIXEL, PRX, NUCLEUS,
     # A file for images to video without keys of the image is likelier for Wan 2.2 than for 2.1.
     WAN21_T2V_14B, WAN21_T2V_1_3B, WAN22_T2V_A14B, WAN22_I2V_A14B, WAN21_I2V_14B, WAN22_TI2V_5B,
-    WAN21_VACE_14B, WAN21_VACE_1_3B, WAN22_ANIMATE, WAN_ANIMATE2,
+    WAN21_VACE_14B, WAN21_VACE_1_3B, WAN21_FUN_1_3B, WAN22_ANIMATE, WAN_ANIMATE2,
     HUNYUAN_VIDEO, HUNYUAN_IMAGE_21, HUNYUAN_VIDEO_15, FRAMEPACK, HUNYUAN_IMAGE_REFINER,
     LTX_2B, LTX_13B, LTX2, LTX23, KANDINSKY5_IMAGE_LITE, KANDINSKY5_VIDEO_LITE, KANDINSKY5_VIDEO_PRO, KANDINSKY6,
 )  # fmt: skip

@@ -113,7 +113,11 @@ HUNYUAN_VIDEO = Family(
     "hunyuan_video",
     {
         "transformer": Names(
-            SPELLINGS, NATIVE, Model("hunyuan_video", "diffusers.HunyuanVideoTransformer3DModel")
+            SPELLINGS, NATIVE, Model(
+                "hunyuan_video", "diffusers.HunyuanVideoTransformer3DModel",
+                # Images to video by latents beside the noise; the same of SkyReels.
+                also={"x_embedder.proj": ((3072, 33, 1, 2, 2), (3072, 32, 1, 2, 2))},
+            )
         ),
         "text_encoder": LLAMA3_8B,
         "text_encoder_2": CLIP,

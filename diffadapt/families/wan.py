@@ -102,6 +102,11 @@ WAN21_I2V_14B = _family(
     "wan21_i2v_14b", _names("wan21_i2v_14b", _FROM_IMAGE),
     "wan-ai/wan2.1-i2v", "wan-ai/wan2.1-flf2v", "wan_2.1", "wan2.1",
 )  # fmt: skip
+# Alibaba-PAI's small model sees images too.
+WAN21_FUN_1_3B = _family(
+    "wan21_fun_1_3b", _names("wan21_fun_1_3b", {**_SMALL, **_FROM_IMAGE, "added_kv_proj_dim": 1536}),
+    "alibaba-pai/wan2.1-fun-1.3b", "alibaba-pai/wan2.1-fun-v1.1-1.3b",
+)  # fmt: skip
 WAN22_T2V_A14B = _family("wan22_t2v_a14b", _T2V_14B, "wan-ai/wan2.2-t2v", "wan_2.2_14b", "wan2.2", "wan22", two=True)
 WAN22_I2V_A14B = _family(
     "wan22_i2v_a14b", _names("wan22_i2v_a14b", {"in_channels": 36}),

@@ -127,6 +127,7 @@ CASES = {
     "wan21_vace_14b": _WAN,
     "wan21_vace_1_3b": _WAN,
     "wan22_animate": _WAN,
+    "wan21_fun_1_3b": _WAN,
     "wan_animate2": Case(converters.convert_wan_animate_2_transformer_to_diffusers),
     "hunyuan_video": Case(converters.convert_hunyuan_video_transformer_to_diffusers),
     "ltx_2b": _LTX,
