@@ -39,7 +39,10 @@ OVIS_IMAGE = Family(
         "transformer": Names(native=NATIVE, model=Model("ovis_image", "diffusers.OvisImageTransformer2DModel")),
         "text_encoder": QWEN3_1_7B,
     },
-    {"denoiser": "transformer", "transformer": "transformer", "text_encoder": "text_encoder"},
+    {
+        "denoiser": "transformer", "transformer": "transformer",
+        "text_encoder": "text_encoder", "qwen3_2b": "text_encoder",
+    },
     base_models=("ovis",),
     native=True,
-)
+)  # fmt: skip

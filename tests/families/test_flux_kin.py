@@ -105,3 +105,42 @@ def test_the_last_block_s_text_modulation_is_exchanged_there_only(name, last):
     names = family_named(name).components["transformer"]
     exchanged = [names.resolve(f"joint_blocks_{i}_context_block_adaLN_modulation_1").exchange for i in range(last + 1)]
     assert exchanged == [False] * last + [True]
+
+
+@pytest.mark.parametrize("blocks", [(0,), (3, 7), (7, 12, 16), range(5, 12)])
+def test_some_blocks_of_flux_1_are_no_smaller_model(blocks):
+    """Trainers of few blocks are commoner than adapters for the smaller models with the same blocks."""
+    widths = {f"double_blocks.{i}.img_mlp.0": (12288, 3072) for i in blocks}
+    widths |= {f"single_blocks.{i}.linear2": (3072, 15360) for i in blocks}
+    assert read_adapter(file_of(widths, "diffusion_model.")).family == "flux1"
+
+
+def test_all_blocks_of_longcat_are_longcat_s():
+    widths = {k: v for k, v in native_widths(family_named("longcat_image")).items() if "blocks." in k}
+    adapter = read_adapter(file_of(widths, "diffusion_model."))
+    assert adapter.family == "longcat_image"
+    assert "flux1" in adapter.candidates
+
+
+GEOMETRY = {
+    "single_layers_0_attn_w1q": (3072, 3072), "blocks_0_attn1_Wqkv": (4224, 1408),
+    "distilled_guidance_layer_layers_0_in_layer": (5120, 5120), "double_stream_modulation_img_lin": (18432, 3072),
+    "semantic_txt_in": (3072, 2048),
+}  # fmt: skip
+"""One module of AuraFlow, HunyuanDiT, Chroma, Flux.2 klein 4B and Ovis-Image."""
+T5, QWEN = "encoder.block.0.layer.0.SelfAttention.q", "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(("denoiser", "prefix", "module", "shape", "component"), [
+    ("single_layers_0_attn_w1q", "lora_te_", T5, (2048, 2048), "text_encoder"),
+    ("blocks_0_attn1_Wqkv", "lora_te1_", "encoder.layer.0.attention.self.query", (1024, 1024), "text_encoder"),
+    ("blocks_0_attn1_Wqkv", "text_encoders.mt5xl.transformer.", T5, (2048, 2048), "text_encoder_2"),
+    ("distilled_guidance_layer_layers_0_in_layer", "lora_te3_", T5, (4096, 4096), "text_encoder"),
+    ("double_stream_modulation_img_lin", "text_encoders.qwen3_4b.transformer.", QWEN, (4096, 2560), "text_encoder"),
+    ("semantic_txt_in", "text_encoders.qwen3_2b.transformer.", QWEN, (2048, 2048), "text_encoder"),
+])  # fmt: skip
+def test_text_encoders_by_what_trainers_call_them(denoiser, prefix, module, shape, component):
+    tensors = file_of({denoiser: GEOMETRY[denoiser]}, "lora_unet_", flat=True)
+    adapter = read_adapter(tensors | file_of({module: shape}, prefix, flat=prefix.startswith("lora_")))
+    assert not adapter.foreign, adapter.candidates
+    assert set(adapter.components) == {"transformer", component}
