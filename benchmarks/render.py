@@ -77,10 +77,21 @@ def forward_rows(r: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def inspect_rows(r: Mapping[str, Any]) -> list[Row]:
+    a, u = r["alike"], r["unlike"]
+    return [
+        (f"{a['files']:,} files in {a['structures']} structures", seconds(a["wall_s"]),
+         f"{seconds(a['cpu_s'])} of processor time; {r['by_json']:.1f} x parsing the headers as JSON"),
+        (f"{u['files']:,} files, no two alike", seconds(u["wall_s"]), f"{seconds(u['cpu_s'])} of processor time"),
+        ("  safetensors: names and shapes only", f"{r['safe_open_ms']:.1f} ms of it a file", ""),
+    ]  # fmt: skip
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[Row]]]] = {
     "load": ("Load an SDXL LoRA (rank 32, 722 layers)", load_rows),
     "merge": ("Merge it into bfloat16 weights, and back", merge_rows),
     "switch": ("Switch", switch_rows),
+    "inspect": ("`diffadapt inspect`, SDXL files of 2166 keys", inspect_rows),
     "forward": ("Forward pass with live adapters", forward_rows),
 }
 

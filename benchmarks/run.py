@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-QUESTIONS = ("load", "merge", "switch", "forward")
+QUESTIONS = ("load", "merge", "switch", "forward", "inspect")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

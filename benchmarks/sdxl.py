@@ -14,10 +14,10 @@ RANK = 32
 set_verbosity_error()
 
 
-def unet(dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionModel:
-    """2.57 G parameters: built without memory, then filled with one run of small random numbers again and again."""
+def blank() -> UNet2DConditionModel:
+    """The modules without memory."""
     with torch.device("meta"):
-        model = UNet2DConditionModel(
+        return UNet2DConditionModel(
             sample_size=128, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -25,7 +25,11 @@ def unet(dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionModel:
             use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )  # fmt: skip
-    model = model.to(dtype).to_empty(device="cpu")
+
+
+def unet(dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionModel:
+    """2.57 G parameters, filled with one run of small random numbers again and again."""
+    model = blank().to(dtype).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     numbers = (0.02 * torch.randn(1 << 22, generator=generator)).to(dtype)
     for parameter in model.parameters():

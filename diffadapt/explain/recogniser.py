@@ -20,7 +20,7 @@ from diffadapt.errors import NotAnAdapterError, SourceError
 from diffadapt.explain.build import of_structure, with_metadata
 from diffadapt.explain.explanation import Explanation
 from diffadapt.io.checkpoint import RawCheckpoint
-from diffadapt.io.headers import HeaderText, Small, by_key, read_small, small_tensors
+from diffadapt.io.headers import HeaderText, Small, read_small, small_tensors
 from diffadapt.io.safetensors import SafetensorsHeader
 from diffadapt.reading import interpret
 
@@ -72,7 +72,7 @@ class _Structure:
     metadata: where they were a part of what was compared, else None. data_bytes: the size of the data section.
     """
 
-    small: tuple[Small, ...]
+    small: Small
     data_bytes: int
     metadata: Mapping[str, str] | None
     variants: list[_Variant] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Recogniser:
             if alike and all(metadata.get(key) == value for key, value in variant.asked.items()):
                 return variant.found
         noted = _Noted(metadata)
-        raw = header.checkpoint(parsed or header.parse(), by_key(known.small, scalars) if local else {})
+        raw = header.checkpoint(parsed or header.parse(), known.small.by_key(scalars) if local else {})
         found = of_structure(read(replace(raw, metadata=noted)), alphas_read=local)
         # An embedding that has no name in the file takes the file's own.
         if not noted.listed and not found.embeddings:

@@ -4,9 +4,11 @@ they are. Of local files the few bytes of scalars (alpha) are read too, because 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +23,12 @@ from diffadapt.io.plain_json import leading_object, read_object
 from diffadapt.io.safetensors import SafetensorsHeader, check_metadata, header_bytes, open_binary, parse_header
 
 _OPENING = b'{"__metadata__":'
-SMALL_BYTES = 64
+_PADDING = b" "
+"""Behind the header, so that the data start at a multiple of 8."""
+_SMALL_BYTES = 64
 """Tensors up to this size are scalars, flags and shapes: what algorithms ask the values of."""
 _LARGE = 1 << 26
 """Stand-ins of more elements have no storage at all, so that no operation on them can cost memory."""
-
-
-class Small(NamedTuple):
-    """A tensor whose bytes are read with the header: `start:stop` in the data section."""
-
-    key: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class HeaderText:
                 metadata, end = check_metadata(found[0], self.name), found[1]
                 # The end counts characters, and all but a few headers are ASCII.
                 rest = self.text[end:] if self.text.isascii() else self.text.decode()[end:].encode()
-                return metadata, rest
+                return metadata, rest.rstrip(_PADDING)
         return None, self.text
 
     def parse(self) -> SafetensorsHeader:
@@ -85,49 +81,56 @@ def read_text(path: Path, name: str | None = None) -> HeaderText:
     return HeaderText(text, size, name, config_beside(path), path)
 
 
-def small_tensors(infos: Mapping[str, TensorInfo]) -> tuple[Small, ...]:
-    """The tensors that are read with the header, in the order of their data."""
-    return tuple(
-        Small(key, info.start, info.stop) for key, info in infos.items() if info.stop - info.start <= SMALL_BYTES
-    )
+class Small(NamedTuple):
+    """The tensors that are read with the header: their keys and bytes each, and where they lie in the data section.
+
+    runs: byte ranges; those of neighbours are one.
+    """
+
+    sizes: tuple[tuple[str, int], ...]
+    runs: tuple[tuple[int, int], ...]
+
+    def by_key(self, joined: bytes) -> dict[str, bytes]:
+        """The bytes of each tensor, from those of all."""
+        found: dict[str, bytes] = {}
+        place = 0
+        for key, size in self.sizes:
+            found[key] = joined[place : (place := place + size)]
+        return found
 
 
-def read_small(path: Path, data_start: int, small: Iterable[Small]) -> bytes:
+def small_tensors(infos: Mapping[str, TensorInfo]) -> Small:
+    """The scalars, flags and shapes among the tensors. infos: in the order of the data."""
+    sizes: list[tuple[str, int]] = []
+    runs: list[tuple[int, int]] = []
+    for key, info in infos.items():
+        if info.stop - info.start <= _SMALL_BYTES:
+            sizes.append((key, info.stop - info.start))
+            joins = runs and runs[-1][1] == info.start
+            runs[-1:] = [(runs[-1][0], info.stop)] if joins else [*runs[-1:], (info.start, info.stop)]
+    return Small(tuple(sizes), tuple(runs))
+
+
+def read_small(path: Path, data_start: int, small: Small) -> bytes:
     """The bytes of the small tensors, one after the other; `SourceError` where the file ends before them."""
-    wanted = list(small)
-    # Unbuffered: a buffer would read kilobytes around each scalar.
     with path.open("rb", buffering=0) as file:
-        pieces = []
-        for start, stop in _runs(wanted):
-            file.seek(data_start + start)
-            pieces.append(file.read(stop - start))
+        number = file.fileno()
+        if hasattr(os, "posix_fadvise"):
+            # Or the system reads ahead, a hundred kilobytes for every scalar.
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_RANDOM)
+        if hasattr(os, "pread"):
+            pieces = [os.pread(number, stop - start, data_start + start) for start, stop in small.runs]
+        else:
+            pieces = [_read_at(file, data_start + start, stop - start) for start, stop in small.runs]
     joined = b"".join(pieces)
-    if len(joined) != sum(one.stop - one.start for one in wanted):
+    if len(joined) != sum(size for _, size in small.sizes):
         raise SourceError(f"{path.name}: became shorter while it was read. Try again.")
     return joined
 
 
-def by_key(small: Iterable[Small], joined: bytes) -> dict[str, bytes]:
-    """The bytes of each small tensor, from those of all."""
-    found: dict[str, bytes] = {}
-    place = 0
-    for one in small:
-        found[one.key] = joined[place : (place := place + one.stop - one.start)]
-    return found
-
-
-def _runs(small: Iterable[Small]) -> Iterator[tuple[int, int]]:
-    """Byte ranges, those that touch as one: some writers put all scalars side by side."""
-    first: int | None = None
-    last = 0
-    for one in small:
-        if first is not None and one.start != last:
-            yield first, last
-            first = None
-        first = one.start if first is None else first
-        last = one.stop
-    if first is not None:
-        yield first, last
+def _read_at(file: RawIOBase, place: int, count: int) -> bytes:
+    file.seek(place)
+    return file.read(count) or b""
 
 
 def _tensor(info: TensorInfo, data: bytes | None) -> Tensor:
