@@ -12,7 +12,7 @@ from diffadapt.adapter import Adapter, Foreign, Origin, TargetKey
 from diffadapt.algorithms import Delta, TensorGroup, parse_group
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.rows import Exchanged
-from diffadapt.algorithms.total import Sum
+from diffadapt.algorithms.total import Sum, same_change
 from diffadapt.dialects import Dialect, Facts, recognise
 from diffadapt.dialects.base import ContextOf
 from diffadapt.dialects.embeddings import is_left_over, take_embeddings
@@ -242,6 +242,10 @@ class _Reading:
             return
         for target, part in parts(route, place[0], delta, tensors, group.name):
             known = self.targets.get(target)
+            if known is not None and same_change(known, part):
+                # Some Z-Image files hold q, k and v fused and apart.
+                self.ignored |= dict.fromkeys(keys, f"the same change of {target.module} as {self.keys[target][0]}")
+                continue
             # Two spellings of one module (merged files): both act.
             self.targets[target] = part if known is None else Sum((known, part))
             self.keys[target] = self.keys.get(target, ()) + keys

@@ -92,3 +92,25 @@ class Sum(Delta):
 
     def rows(self, start: int, stop: int) -> Sum:
         return Sum(tuple(part.rows(start, stop) for part in self.parts))
+
+
+def same_change(one: Delta, other: Delta) -> bool:
+    """Whether two low-rank deltas of one module are the same product, to a few parts in a thousand.
+
+    Computed from the factors' small Gram products: |A - B|^2 = |A|^2 + |B|^2 - 2 <A, B>.
+    """
+    pairs = [delta.low_rank() for delta in (one, other)]
+    first, second = pairs
+    if first is None or second is None or first.up.shape[0] != second.up.shape[0]:
+        return False
+    if first.down[0].numel() != second.down[0].numel():
+        return False
+    ours, theirs, both = _inner(first, first), _inner(second, second), _inner(first, second)
+    return abs(ours + theirs - 2 * both) <= 1e-5 * max(ours, theirs)
+
+
+def _inner(one: LowRank, other: LowRank) -> float:
+    """<one, other> of the dense matrices."""
+    downs = one.down.flatten(1).double() @ other.down.flatten(1).double().T
+    ups = one.up.flatten(1).double().T @ other.up.flatten(1).double()
+    return float((downs * ups).sum()) * one.scale * other.scale

@@ -47,6 +47,9 @@ class Comfy(Dotted):
         ending = COMFY_SPELLING.get(role)
         if ending is None:
             raise DialectError(f"comfy: has no name for the tensor '{role}' of {target.module}.")
+        if family is not None and target.component in family.inside:
+            inner = family.inside[target.component].native_name(target.module)
+            return f"diffusion_model.{inner or target.module}.{ending}"
         if target.component in DENOISERS or not target.component:
             names = family.components.get(target.component) if family else None
             native = names.native_name(target.module) if names else None

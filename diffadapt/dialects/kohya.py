@@ -56,10 +56,14 @@ class Kohya(Dialect):
         """The name after the prefix, dotted: the original code's where the trainer of this family uses it."""
         if family is None or not family.native or target.component not in family.components:
             return target.module
+        if target.component in family.inside:
+            return family.inside[target.component].native_name(target.module) or target.module
         names = family.components[target.component]
         return names.native_name(target.module) or target.module if target.component in DENOISERS else target.module
 
     def prefix_of(self, target: TargetKey, family: Family | None) -> str:
+        if family is not None and target.component in family.inside:
+            return "lora_unet_"
         numbered = family is not None and "text_encoder_2" in family.components
         prefix = {
             "": "lora_unet_", "unet": "lora_unet_", "transformer": "lora_unet_", "controlnet": "lora_unet_",

@@ -35,7 +35,7 @@ ANIMA = Family(
         "denoiser": "transformer", "transformer": "transformer", "text_conditioner": "text_conditioner",
         "text_encoder": "text_encoder", "qwen3_06b": "text_encoder",
     },
-    inside={"text_conditioner": Names(LLM_ADAPTER)},
+    inside={"text_conditioner": Names(native=LLM_ADAPTER)},
     base_models=("anima", "circlestone-labs/anima"),
     native=True,
 )  # fmt: skip

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from diffadapt.adapter import TargetKey
+from diffadapt.dialects import dialect_named
 from diffadapt.families import family_named
 from diffadapt.reading import read_adapter
 from tests.families.full_size import file_of
@@ -127,3 +130,31 @@ def test_layers_of_one_name_are_told_apart_by_their_width():
     for width, family in ((3840, "zimage"), (4608, "ideogram4"), (3584, "bria_fibo2")):
         adapter = read(lora("transformer.", {"layers.0.attention.to_q": (width, width)}))
         assert adapter.candidates == (family,)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_fused_and_split_copies_of_one_change_act_once(equal):
+    """Some Z-Image files hold q, k and v fused and apart; two different changes add up."""
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 3840, generator=generator), torch.randn(3 * 3840, 4, generator=generator)
+    file = {"qkv.lora.down.weight": down, "qkv.lora.up.weight": up}
+    for name, rows in zip("qkv", up.split(3840), strict=True):
+        file |= {f"to_{name}.lora.down.weight": 2 * down, f"to_{name}.lora.up.weight": rows / (2 if equal else 1)}
+    adapter = read_adapter({f"diffusion_model.layers.0.attention.{key}": tensor for key, tensor in file.items()})
+    target = TargetKey("transformer", "layers.0.attention.to_k")
+    expected = up[3840:7680] @ down * (1 if equal else 3)
+    seen = adapter.targets[target].weight_delta(torch.zeros(3840, 3840))
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+    assert bool(adapter.ignored) == equal
+
+
+@pytest.mark.parametrize(
+    ("dialect", "key"),
+    [
+        ("comfy", "diffusion_model.llm_adapter.blocks.0.mlp.0.lora_A.weight"),
+        ("kohya", "lora_unet_llm_adapter_blocks_0_mlp_0.lora_down.weight"),
+    ],
+)
+def test_the_conditioner_is_written_inside_the_denoiser(dialect, key):
+    target = TargetKey("text_conditioner", "blocks.0.mlp.0")
+    assert dialect_named(dialect).join(target, "lora_down", family_named("anima")) == key
