@@ -4,16 +4,14 @@
 `use_idwt` (the default) the matrix, padded to even sizes and to what the wavelet's filter eats, centred, is taken for
 the four quarters a | h over v | d of one step of a wavelet transform, and delta W = scaling * its inverse, cropped to
 the middle; without it delta W = scaling * the matrix.
-Filters: PEFT has Daubechies' `db1` to `db10` and the symlets `sym2` to `sym10`, worked out here from their definition
-(spectral factorisation of the half-band polynomial), and coiflets, which have none so short and are refused.
-Sources: PEFT `tuners/waveft`; Daubechies, Ten Lectures on Wavelets, chapters 6 and 8.
+The filters are worked out in `wavelets.py`; `coif3` to `coif5` are refused, for the reason given there.
+Source: PEFT `tuners/waveft`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +21,8 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.fourierft import scattered
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.wavelets import NAMES, scaling_filter
 from diffadapt.errors import AlgorithmError
-
-_LIMITS = {"db": (1, 10), "sym": (2, 10)}
-# Which groups of zeros a symlet takes inside the unit circle (1), the farthest first: the choice, and of its two mirror
-# images the one, under which the name is known. A Daubechies wavelet takes none.
-_SYMLETS = {2: "0", 3: "0", 4: "01", 5: "10", 6: "101", 7: "100", 8: "0101", 9: "0110", 10: "10101"}
-_DIGITS = 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +46,10 @@ class WaveFT(Delta):
             raise AlgorithmError(f"{group.name}: waveft_spectrum {tuple(spectrum.shape)}; expected a vector.")
         seed, scaling = int(number(group, config, "random_loc_seed")), number(group, config, "scaling")
         wavelet = str(config.get("wavelet_family", "db1")) if config.get("use_idwt", True) else None
-        if wavelet is not None:
-            family, order = wavelet.rstrip("0123456789"), wavelet.lstrip("abcdefghijklmnopqrstuvwxyz")
-            low, high = _LIMITS.get(family, (1, 0))
-            if not order.isdecimal() or not low <= int(order) <= high:
-                raise AlgorithmError(
-                    f"{group.name}: the wavelet {wavelet!r} is not worked out here; only db1-db10, sym2-sym10 are."
-                )
+        if wavelet is not None and wavelet not in NAMES:
+            raise AlgorithmError(
+                f"{group.name}: the wavelet {wavelet!r} is not worked out here; only {', '.join(NAMES)} are."
+            )
         return cls(spectrum, scaling, seed, wavelet)
 
     def weight_delta(self, weight: Tensor) -> Tensor:
@@ -97,45 +87,3 @@ def _inverse_step(matrix: Tensor, low: Tensor) -> Tensor:
     full = F.conv_transpose2d(torch.stack(quarters)[None], torch.stack(filters)[:, None], stride=2)[0, 0]
     edge = len(low) - 2
     return full[edge : full.shape[0] - edge, edge : full.shape[1] - edge]
-
-
-@lru_cache(maxsize=32)
-def scaling_filter(wavelet: str) -> tuple[float, ...]:
-    """The reconstruction low-pass filter of "db<N>" or "sym<N>", 2 N numbers whose sum is the root of 2."""
-    import mpmath  # type: ignore[import-untyped]  # comes with torch, by way of sympy; a tenth of a second
-
-    family, order = wavelet.rstrip("0123456789"), int(wavelet.lstrip("abcdefghijklmnopqrstuvwxyz"))
-    with mpmath.workdps(_DIGITS):
-        groups = _zero_groups(order, mpmath)
-        inverted = _SYMLETS[order] if family == "sym" else "0" * len(groups)
-        zeros = [zero for group, choice in zip(groups, inverted, strict=True) for zero in group[int(choice)]]
-        return _filter(order, zeros, mpmath)
-
-
-def _zero_groups(order: int, mpmath: Any) -> list[tuple[list[Any], list[Any]]]:
-    """The zeros z of the half-band polynomial, conjugates together: (those outside the unit circle, their inverses).
-
-    The farthest first.
-    """
-    coefficients = [mpmath.binomial(order - 1 + k, k) for k in range(order - 1, -1, -1)]
-    roots = mpmath.polyroots(coefficients, maxsteps=500, extraprec=400) if order > 1 else []
-    groups = []
-    for root in roots:
-        if mpmath.im(root) < -(mpmath.mpf(10) ** (-_DIGITS // 2)):
-            continue  # its conjugate stands for both
-        half = 1 - 2 * root
-        zero = half + mpmath.sqrt(half * half - 1)
-        zero = zero if abs(zero) > 1 else 1 / zero
-        pair = [zero] if abs(mpmath.im(zero)) < mpmath.mpf(10) ** (-_DIGITS // 2) else [zero, mpmath.conj(zero)]
-        groups.append((pair, [1 / z for z in pair]))
-    return sorted(groups, key=lambda group: -abs(group[0][0]))
-
-
-def _filter(order: int, zeros: list[Any], mpmath: Any) -> tuple[float, ...]:
-    """The coefficients of (1 + z)^order prod (z - zero), rising, with the sum sqrt 2."""
-    taps = [mpmath.mpc(1)]
-    for zero in [mpmath.mpc(-1)] * order + zeros:
-        shifted, kept = [mpmath.mpc(0), *taps], [*taps, mpmath.mpc(0)]
-        taps = [s - zero * k for s, k in zip(shifted, kept, strict=True)]
-    total = sum(taps)
-    return tuple(float(mpmath.re(tap / total * mpmath.sqrt(2))) for tap in taps)

@@ -67,7 +67,7 @@ METHODS: Mapping[str, Method] = {
     "FOURIERFT": Method(_W, "A few frequencies of the change, at places drawn from a seed."),
     "WAVEFT": Method(
         _W,
-        "A few wavelet coefficients of the change, at places drawn from a seed; coiflets are refused.",
+        "A few wavelet coefficients of the change, at places drawn from a seed; coif3 to coif5 are refused.",
     ),
     "C3A": Method(_W, "Blocks that are circular convolutions."),
     "VBLORA": Method(_W, "A low-rank pair mixed from one bank of vectors."),

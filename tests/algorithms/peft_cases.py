@@ -58,7 +58,8 @@ CASES = [
     Case("fourierft", peft.FourierFTConfig, {"n_frequency": 50, "scaling": 11.0}),
     *_many("waveft", peft.WaveFTConfig, {
         "": {}, "direct": {"use_idwt": False}, "db2": {"wavelet_family": "db2"}, "db7": {"wavelet_family": "db7"},
-        "sym9": {"wavelet_family": "sym9"}, "proportional": {"proportional_parameters": True},
+        "sym9": {"wavelet_family": "sym9"}, "coif2": {"wavelet_family": "coif2"},
+        "proportional": {"proportional_parameters": True},
     }, options={"n_frequency": 50, "scaling": 11.0}),
     Case("c3a", peft.C3AConfig, {"block_size": 8}),
     *_many("vblora", peft.VBLoRAConfig, {

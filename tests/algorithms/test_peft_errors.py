@@ -103,7 +103,7 @@ def test_half_a_group_and_another_layer_are_refused(sample):
         ({"peanut_A": torch.ones(2, 4), "peanut_B": torch.ones(4, 2)}, {"act_fn": "os.system", "scaling": 1}, {}),
         ({"frod_lambda_l": torch.ones(3), "frod_lambda_s_values": torch.ones(1)}, {},
          {"frod_V.m": torch.eye(3), "frod_s_indices.m": torch.tensor([[5], [0]])}),
-        ({"waveft_spectrum": torch.ones(3)}, {"scaling": 1, "random_loc_seed": 1, "wavelet_family": "coif2"}, {}),
+        ({"waveft_spectrum": torch.ones(3)}, {"scaling": 1, "random_loc_seed": 1, "wavelet_family": "coif4"}, {}),
         ({"vblora_logits_A_topk_indices": torch.full((2, 1, 2), 9), "vblora_logits_A_topk_weights": torch.ones(2, 1, 1),
           "vblora_logits_B_topk_indices": torch.zeros(1, 2, 2), "vblora_logits_B_topk_weights": torch.ones(1, 2, 1)},
          {}, {"vblora_vector_bank": torch.ones(4, 8)}),

@@ -105,7 +105,7 @@ def test_verdicts_of_what_loads():
         (peft.UniLoraConfig(target_modules=["tall"], r=2, theta_d_length=9), "save_indices=True"),
         (peft.TinyLoraConfig(target_modules=["tall"], r=2, u=3, save_projection=False), "save_projection=True"),
         (peft.FrodConfig(target_modules=["tall"], save_projection=False, progressbar=False), "save_projection=True"),
-        (peft.WaveFTConfig(target_modules=["tall"], n_frequency=9, wavelet_family="coif2"), "coif2"),
+        (peft.WaveFTConfig(target_modules=["tall"], n_frequency=9, wavelet_family="coif4"), "coif4"),
         (peft.PveraConfig(target_modules=["tall"], r=2, sample_at_inference=True), "sample_at_inference"),
     ],
     ids=lambda value: type(value).__name__,
