@@ -27,24 +27,28 @@ from diffadapt.errors import AlgorithmError
 
 @dataclass(frozen=True, eq=False)
 class Kronecker(Branch):
-    """scale * (w1 kron w2) x as two thin products: x's channels are (m, n), w2 maps n to k, w1 maps m to l.
+    """(w1 kron w2) x as two thin products: x's channels are (m, n), w2 maps n to k, w1 maps m to l.
 
-    w1: (l, m). w2: (k, n, *kernel), or where `outer` is given (r, n, *kernel) followed by outer (k, r). rows: the
-    range of output channels that is kept. Linear and ungrouped convolutions.
+    w1: (l, m), times the scale. w2: (k, n, *kernel), or where `outer` is given (r, n, *kernel) followed by outer
+    (k, r). rows: the range of output channels that is kept. Linear and ungrouped convolutions.
     """
 
     w1: Tensor
     w2: Tensor
     outer: Tensor | None
-    scale: float
     rows: tuple[int, int] | None = None
 
     def change(self, x: Tensor, layer: Layer) -> Tensor:
         rows, columns = self.w1.shape
         if layer.kind == "linear":
-            h = layer.apply(x.reshape(*x.shape[:-1], columns, -1), self.w2)
-            h = h if self.outer is None else layer.pointwise(h, self.outer)
-            y = (self.w1 @ h).flatten(-2)
+            h = x.reshape(*x.shape[:-1], columns, -1)
+            steps = (self.w2,) if self.outer is None else (self.w2, self.outer)
+            # w1 mixes whole slices and is bound by memory: it acts where they are narrowest.
+            widths = [h.shape[-1], *(step.shape[0] for step in steps)]
+            narrowest = widths.index(min(widths)) if rows <= columns else len(steps)
+            for number, step in enumerate(steps):
+                h = layer.apply(self.w1 @ h if number == narrowest else h, step)
+            y = (self.w1 @ h if narrowest == len(steps) else h).flatten(-2)
         else:
             batch, _, *space = x.shape
             h = layer.apply(x.reshape(batch * columns, -1, *space), self.w2, 1)
@@ -52,7 +56,7 @@ class Kronecker(Branch):
             y = (self.w1 @ h.reshape(batch, columns, -1)).reshape(batch, rows * h.shape[1], *h.shape[2:])
         if self.rows is not None:
             y = y.narrow(layer.channel_dim, self.rows[0], self.rows[1] - self.rows[0])
-        return y * self.scale
+        return y
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +166,14 @@ class LoKr(Delta):
     def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
         if layer.groups > 1 or self.left_padded:
             return (Dense(self.weight_delta(weight())),)
-        small = self._small()
+        small = self._small() * self.scale
         kernel = layer.shape[2:]
         columns = layer.shape[1] // small.shape[1]
         if self.w2 is not None:
             full = self.w2.reshape(self.w2.shape[0], columns, *kernel)
-            return (Kronecker(small, full, None, self.scale, self.cut),)
+            return (Kronecker(small, full, None, self.cut),)
         outer, inner = self._thin()
-        return (Kronecker(small, inner.reshape(-1, columns, *kernel), outer, self.scale, self.cut),)
+        return (Kronecker(small, inner.reshape(-1, columns, *kernel), outer, self.cut),)
 
     def check(self, layer: Layer) -> None:
         if layer.kind not in ("linear", "conv"):
