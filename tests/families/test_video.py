@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from diffadapt.families import family_named
 from diffadapt.families.choose import Module, choose
 from diffadapt.families.names import Names, Route
 from diffadapt.reading import read_adapter
 from tests.families.full_size import file_of, pairs
+from tests.families.test_full_size import native_widths
 
 
 def names_of(family: str, component: str = "transformer") -> Names:
@@ -154,3 +156,78 @@ def test_the_text_projection_of_ltx2_is_a_connector():
     assert {(key.component, key.module) for key in adapter.targets} == {
         ("connectors", "text_proj_in"), ("transformer", "transformer_blocks.0.audio_attn1.to_q"),
     }  # fmt: skip
+
+
+def comfy_name(name: str) -> str:
+    """A HunyuanVideo module as ComfyUI spells it."""
+    for theirs, ours in (
+        ("img_attn_", "img_attn."), ("txt_attn_", "txt_attn."), ("self_attn_", "self_attn."), ("mlp.fc1", "mlp.0"),
+        ("mlp.fc2", "mlp.2"), ("mod.linear", "mod.lin"), ("modulation.linear", "modulation.lin"),
+    ):  # fmt: skip
+        name = name.replace(theirs, ours)
+    return name
+
+
+@pytest.mark.parametrize("family", ["hunyuan_video", "hunyuan_image_21"])
+@pytest.mark.parametrize("prefix", [("diffusion_model.", False), ("lora_unet_", True)])
+def test_a_hunyuan_file_in_comfyuis_names_is_no_flux(family, prefix):
+    """Its blocks' names are Flux.1's; there are more of them."""
+    found = family_named(family)
+    assert found is not None
+    blocks = {name: shape for name, shape in native_widths(found).items() if "_blocks." in name}
+    adapter = read_adapter(file_of({comfy_name(n): s for n, s in blocks.items()}, prefix[0], flat=prefix[1]))
+    assert adapter.family == family, adapter.candidates
+    assert len(adapter.targets) == 20 * 14 + 40 * 6
+    assert not adapter.foreign
+
+
+def test_framepack_with_dots_put_in_by_guess():
+    """musubi-tuner's converter makes a dot of every underscore it knows nothing better for."""
+    shapes = {
+        "single.transformer.blocks.39.proj.mlp": (12288, 3072),
+        "transformer.blocks.19.ff.context.net.0.proj": (12288, 3072),
+    }
+    adapter = read_adapter(file_of(shapes, "diffusion_model."))
+    assert {key.module for key in adapter.targets} == {
+        "single_transformer_blocks.39.proj_mlp", "transformer_blocks.19.ff_context.net.0.proj",
+    }  # fmt: skip
+    assert {"hunyuan_video", "framepack"} <= {*adapter.candidates}
+
+
+def test_hunyuan_videos_first_encoder_is_llama_and_clip_the_second():
+    file = file_of({"single_blocks.0.linear1": (21504, 3072)}, "lora_unet_", flat=True)
+    file |= file_of({"layers.3.self_attn.k_proj": (1024, 4096)}, "lora_te1_", flat=True)
+    file |= file_of({"text_model.encoder.layers.3.self_attn.k_proj": (768, 768)}, "lora_te2_", flat=True)
+    adapter = read_adapter(file)
+    assert adapter.family == "hunyuan_video", adapter.candidates
+    found = {key.component: key.module for key in adapter.targets if key.component != "transformer"}
+    assert found == {
+        "text_encoder": "layers.3.self_attn.k_proj", "text_encoder_2": "text_model.encoder.layers.3.self_attn.k_proj",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "component"), [
+    ("transformer_2.", "transformer_2"), ("transformer.", "transformer"), ("diffusion_model.", "transformer"),
+])  # fmt: skip
+def test_the_low_noise_transformer_of_wan_22_is_the_second(prefix, component):
+    adapter = read_adapter(file_of({"blocks.0.attn1.to_q": (5120, 5120)}, prefix))
+    assert {*adapter.components} == {component}
+
+
+def test_a_distilled_wan_with_differences_of_norms_tables_and_biases():
+    zero = torch.zeros(1)
+    shapes = {
+        "blocks.0.norm3.diff": (5120,), "blocks.0.norm3.diff_b": (5120,), "blocks.0.modulation.diff": (1, 6, 5120),
+        "blocks.0.self_attn.norm_q.diff": (5120,), "blocks.0.self_attn.q.diff_b": (5120,),
+        "head.modulation.diff": (1, 2, 5120), "head.head.diff": (64, 5120), "patch_embedding.diff_b": (5120,),
+    }  # fmt: skip
+    file = {f"diffusion_model.{key}": zero.expand(shape) for key, shape in shapes.items()}
+    file |= file_of({"blocks.0.self_attn.q": (5120, 5120)}, "diffusion_model.")
+    adapter = read_adapter(file)
+    assert adapter.family == "wan21_t2v_14b"
+    assert {key.module for key in adapter.targets} == {
+        "blocks.0.norm2", "blocks.0.scale_shift_table", "blocks.0.attn1.norm_q", "blocks.0.attn1.to_q",
+        "scale_shift_table", "proj_out", "patch_embedding",
+    }  # fmt: skip
+    assert not adapter.unmatched
+    assert not adapter.foreign
