@@ -67,7 +67,8 @@ def choose(
         order = {
             family: (
                 not _is_of(family, classes),
-                verdicts[family][1],
+                # Without any agreement (a tiny model's file) the number of contradictions says nothing.
+                verdicts[family][1] if verdicts[family][0] else len(kinds),
                 -_named(family, base_model),
                 family.rare and not verdicts[family][0],
                 strangers(family, names, found),
@@ -227,7 +228,8 @@ def _knows(family: Family, kind: Kind) -> bool:
 
 def _named(family: Family, base_model: str | None) -> int:
     """How many letters of what metadata call the base model name the family: "flux2" is not "flux1" for "flux"."""
-    return max((len(name) for name in family.base_models if base_model and base_model.startswith(name)), default=0)
+    told = (base_model or "", (base_model or "").rpartition("/")[2])  # a repository's name follows its owner's
+    return max((len(name) for name in family.base_models if any(text.startswith(name) for text in told)), default=0)
 
 
 def _hidden(family: Family) -> set[tuple[str, int]]:

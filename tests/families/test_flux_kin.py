@@ -47,7 +47,8 @@ def test_chroma_without_its_guidance_network_might_be_flux_1():
 @pytest.mark.parametrize(("told", "family"), [
     ("chroma", "chroma"), ("flux1", "flux1"), ("flux_kontext", "flux1"), ("flux.1", "flux1"),
     ("flux_2_klein_4b", "flux2_klein_4b"), ("flux2_klein_4b", "flux2_klein_4b"),
-    ("flux.2-klein-base-4b", "flux2_klein_4b"), ("Ovis-Image-7B", "ovis_image"), ("LongCat-Image", "longcat_image"),
+    ("black-forest-labs/FLUX.2-klein-base-4B", "flux2_klein_4b"), ("flux-1-dev/lora", "flux1"),
+    ("Ovis-Image-7B", "ovis_image"), ("LongCat-Image", "longcat_image"),
 ])  # fmt: skip
 def test_metadata_name_one_of_those_that_attention_leaves(told, family):
     """Flux.1, Chroma, klein 4B, Ovis and LongCat have the same attention."""
