@@ -27,6 +27,8 @@ from diffadapt.families.hunyuanvideo import HUNYUAN_VIDEO
 from diffadapt.families.hunyuanvideo15 import HUNYUAN_VIDEO_15
 from diffadapt.families.ideogram4 import IDEOGRAM4
 from diffadapt.families.joyimage import JOYIMAGE
+from diffadapt.families.kandinsky2 import KANDINSKY22
+from diffadapt.families.kandinsky3 import KANDINSKY3
 from diffadapt.families.kandinsky5 import KANDINSKY5_IMAGE_LITE, KANDINSKY5_VIDEO_LITE, KANDINSKY5_VIDEO_PRO
 from diffadapt.families.kandinsky6 import KANDINSKY6
 from diffadapt.families.kolors import KOLORS
@@ -83,6 +85,7 @@ FAMILIES: tuple[Family, ...] = (
     AURAFLOW, HUNYUANDIT, LONGCAT_IMAGE, OVIS_IMAGE, BRIA_FIBO2, BRIA_FIBO, BRIA,
     PIXART_SIGMA, PIXART_ALPHA, SANA_1_6B, SANA_4_8B, SANA_0_6B, SANA_SPRINT_1_6B, SANA_SPRINT_0_6B,
     LUMINA2, COGVIEW4, OMNIGEN, GLM_IMAGE, STABLE_CASCADE, STABLE_CASCADE_LITE, DREAMLITE,
+    KANDINSKY22, KANDINSKY3,
     QWEN_IMAGE, ZIMAGE, KREA2, ANIMA, HIDREAM, IDEOGRAM4, ERNIE, QWEN_IMAGE_21,
     COSMOS2_2B, COSMOS25_2B, COSMOS2_14B, COSMOS25_14B, JOYIMAGE, PRX_PIXEL, PRX, NUCLEUS,
     # A file for images to video without keys of the image is likelier for Wan 2.2 than for 2.1.

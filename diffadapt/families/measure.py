@@ -6,6 +6,7 @@ No weight is made. Needs the libraries that hold the classes, which reading a fi
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -26,8 +27,10 @@ def build(model: Model) -> nn.Module:
     library, _, name = model.cls.rpartition(".")
     cls = getattr(importlib.import_module(library), name)
     config_class = getattr(cls, "config_class", None)
+    # ChatGLM would make its weights by itself, on the CPU.
+    more = {"empty_init": False} if "empty_init" in inspect.signature(cls).parameters else {}
     with torch.device("meta"):
-        built = cls(**model.config) if config_class is None else cls(config_class(**model.config))
+        built = cls(**model.config) if config_class is None else cls(config_class(**model.config), **more)
     return built if isinstance(built, nn.Module) else nn.Module()
 
 

@@ -6,6 +6,8 @@ convolution: OneTrainer trains a LoRA on it whose down half spans all channels, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from diffadapt.families.base import Family
 from diffadapt.families.gemma import GEMMA2_2B
 from diffadapt.families.model import Model
@@ -46,7 +48,7 @@ _NORMED = {"qk_norm": "rms_norm_across_heads"}
 _GUIDED = {**_NORMED, "guidance_embeds": True}
 
 
-def _sana(name: str, native: list[Rule], base_models: tuple[str, ...], config: dict[str, object]) -> Family:
+def _sana(name: str, native: list[Rule], base_models: tuple[str, ...], config: Mapping[str, object]) -> Family:
     model = Model(name, "diffusers.SanaTransformer2DModel", config)
     return Family(
         name,

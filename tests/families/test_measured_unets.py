@@ -1,8 +1,9 @@
-"""Full-size models that are UNets to Diffusers and to trainers' prefixes: Stable Cascade's stages, DreamLite."""
+"""Full-size models that are UNets to Diffusers and to trainers' prefixes: Stable Cascade, Kandinsky, DreamLite."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import AlgorithmError
@@ -21,6 +22,9 @@ CASES = [
     ("stable_cascade", "decoder", "", False),
     ("stable_cascade_lite", "decoder", "lycoris_", True),
     *(("dreamlite", "unet", *prefix) for prefix in UNET),
+    *(("kandinsky22", "unet", *prefix) for prefix in UNET),
+    *(("kandinsky3", "unet", *prefix) for prefix in UNET),
+    *(("kandinsky22", "prior", prefix, False) for prefix in ("prior.", "")),
 ]
 
 
@@ -78,3 +82,56 @@ def test_a_file_for_dreamlites_attention_alone_is_told_from_the_other_unets():
     adapter = read_adapter(file_of(widths, "base_model.model."))
     assert adapter.candidates == ("dreamlite",)
     assert {key.module for key in adapter.targets} == widths.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "cousins"), [("sana_1_6b", {"sana_4_8b"}), ("sana_4_8b", {"sana_1_6b"}), ("sana_0_6b", set())]
+)
+def test_a_lora_of_sanas_depthwise_convolutions_does_not_hide_the_size(name, cousins):
+    """OneTrainer's spans all channels. Whose depth alone differs, the blocks tell apart, and stay candidates."""
+    family = family_named(name)
+    assert family is not None
+    file = file_of(weights_of(family), "transformer.")
+    layers = dict(on_meta(name).named_modules())
+    for path in [path for path in layers if path.endswith("ff.conv_depth")]:
+        channels = layers[path].in_channels
+        file |= {
+            f"transformer.{path}.lora_A.weight": torch.zeros(1).expand(2, channels, 3, 3),
+            f"transformer.{path}.lora_B.weight": torch.zeros(1, 2, 1, 1),
+        }
+    adapter = read_adapter(file)
+    assert adapter.family == name
+    assert set(adapter.candidates) == {name, *cousins}
+
+
+def test_kolors_encoder():
+    """Its attention's projections are one Linear here too."""
+    name = "encoder.layers.3.self_attention.query_key_value"
+    adapter = read_adapter(file_of({name: (4608, 4096)}, "text_encoder."))
+    assert adapter.family == "kolors"
+    assert [(key.component, key.module) for key in adapter.targets] == [("text_encoder", name)]
+
+
+def processors(block: str, names: tuple[str, ...], width: int) -> dict[str, torch.Tensor]:
+    """What Diffusers' scripts save of an attention: LoRA in its processor."""
+    down, up = torch.zeros(1).expand(2, width), torch.zeros(1).expand(width, 2)
+    return {
+        f"{block}.processor.{name}_lora.{side}.weight": tensor
+        for name in names
+        for side, tensor in (("down", down), ("up", up))
+    }
+
+
+def test_kandinskys_training_scripts():
+    names = ("to_q", "to_k", "to_v", "to_out")
+    decoder = read_adapter(processors("down_blocks.1.attentions.0", (*names, "add_k_proj", "add_v_proj"), 768))
+    assert decoder.candidates == ("kandinsky22",)
+    assert {key.component for key in decoder.targets} == {"unet"}
+    assert len(decoder.targets) == 6
+    file: dict[str, torch.Tensor] = {}
+    for number in range(20):
+        file |= processors(f"transformer_blocks.{number}.attn1", names, 2048)
+    prior = read_adapter(file)
+    assert prior.family == "kandinsky22", prior.candidates
+    assert {key.component for key in prior.targets} == {"prior"}
+    assert len(prior.targets) == 80
