@@ -197,10 +197,10 @@ class Slot:
             y = self._add_changes(y, plain, pack.outputs, pack)
             for part in pack.two_sided:
                 if (weight := self._weight(part, pack)) is not None:
-                    y = y + (self._two_sided(part, forward, x, plain, pack) * weight).to(y.dtype)
+                    y = _plus(y, self._two_sided(part, forward, x, plain, pack), weight)
         for part in pack.branches:
             if (weight := self._weight(part, pack)) is not None and isinstance(part.form, Branch):
-                y = y + (part.form.change(x, layer) * weight).to(y.dtype)
+                y = _plus(y, part.form.change(x, layer), weight)
         if pack.rank:
             y = low_rank_change(pack, layer, x, y, self._span(pack))
         if pack.biases is not None:
@@ -224,7 +224,7 @@ class Slot:
     def _add_changes(self, to: Tensor, v: Tensor, parts: tuple[Part, ...], pack: Pack) -> Tensor:
         for form, part in channel_forms(parts):
             if (weight := self._weight(part, pack)) is not None:
-                to = to + (form.change(v, self.layer) * weight).to(to.dtype)
+                to = _plus(to, form.change(v, self.layer), weight)
         return to
 
     def _product(self, forward: Callable[[Tensor], Tensor], v: Tensor, pack: Pack) -> Tensor:
@@ -241,3 +241,10 @@ class Slot:
 
     def _as_channels(self, vector: Tensor, like: Tensor) -> Tensor:
         return vector.view(-1, *(1,) * (like.ndim - 2)) if self.layer.channel_dim == 1 else vector
+
+
+def _plus(y: Tensor, change: Tensor, weight: float | Tensor) -> Tensor:
+    """y + weight * change, in the dtype of y: one pass, except where a traced weight is a tensor."""
+    if isinstance(weight, Tensor):
+        return y + (change * weight).to(y.dtype)
+    return torch.add(y, change.to(y.dtype), alpha=weight)
