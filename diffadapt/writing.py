@@ -21,6 +21,7 @@ from diffadapt.dialects.peft_config import METADATA_KEY
 from diffadapt.dialects.peft_writing import Numbers, header, peft_config
 from diffadapt.errors import DialectError
 from diffadapt.families import Family, family_named
+from diffadapt.families.route import exchanged
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.safetensors_writer import write_safetensors
 from diffadapt.reading import interpret
@@ -96,13 +97,31 @@ def _add(tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, ta
             f"{dialect.name}: the {delta.algorithm} of {target.component} {target.module} was trained on "
             f"{delta.seen_by_trainer}, and has no file of its own here. Keep the file it came from."
         )
-    for role, tensor in delta.tensors().items():
+    for role, tensor in _as_named(delta.tensors(), dialect, family, target).items():
         if role == "alpha" and dialect.name in _CONFIGURED:
             continue
         key = dialect.join(target, role, family)
         if key in tensors:
             raise DialectError(f"{dialect.name}: two modules would be named {key!r}; write another dialect.")
         tensors[key] = _fitted(delta, role, tensor, dialect)
+
+
+def _as_named(
+    tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, target: TargetKey
+) -> dict[str, Tensor]:
+    """The tensors in the order of rows that the dialect's name for the module means (native shift|scale)."""
+    split = dialect.split(dialect.join(target, next(iter(tensors)), family)) if family and tensors else None
+    names = family.components.get(target.component) if family else None
+    route = names.resolve(split.module) if names and split else None
+    if route is None or not route.exchange:
+        return tensors
+    swapped = exchanged(tensors)
+    if swapped is None:
+        raise DialectError(
+            f"{dialect.name}: the halves of {target.module} stand the other way round there, and its tensors "
+            f"({', '.join(tensors)}) cannot be turned; write diffusers."
+        )
+    return swapped
 
 
 def _fitted(delta: Delta, role: str, tensor: Tensor, dialect: Dialect) -> Tensor:

