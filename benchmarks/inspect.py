@@ -122,7 +122,7 @@ def measure() -> dict[str, Any]:
         fill(alike, ALIKE, alike=True)
         fill(unlike, UNLIKE, alike=False)
         sample = sorted(alike.iterdir())[:SAMPLE]
-        result = {
+        result: dict[str, Any] = {
             "keys": parse(sample[0]) - 1,
             "alike": command(alike) | {"structures": len(TYPES) * len(RANKS)},
             "unlike": command(unlike),

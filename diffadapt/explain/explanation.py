@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
@@ -122,7 +122,7 @@ class Explanation:
             "modules": self.modules,
             "parameters": self.parameters,
             "dtypes": dict(self.dtypes),
-            "table": [asdict(row) for row in self.table],
+            "table": [dict(vars(row)) for row in self.table],
             "norm": self.norm,
             "embeddings": list(self.embeddings),
             "trigger_words": list(self.trigger_words),
@@ -131,7 +131,7 @@ class Explanation:
             "file": {"bytes": self.file_bytes, "header_only": self.header_only},
             "unmatched": list(self.unmatched),
             "ignored": dict(self.ignored),
-            "problems": [asdict(problem) for problem in self.problems],
+            "problems": [dict(vars(problem)) for problem in self.problems],
         }
 
     def __str__(self) -> str:

@@ -84,11 +84,12 @@ def read_text(path: Path, name: str | None = None) -> HeaderText:
 class Small(NamedTuple):
     """The tensors that are read with the header: their keys and bytes each, and where they lie in the data section.
 
-    runs: byte ranges; those of neighbours are one.
+    runs: byte ranges; those of neighbours are one. total: bytes of all.
     """
 
     sizes: tuple[tuple[str, int], ...]
     runs: tuple[tuple[int, int], ...]
+    total: int
 
     def by_key(self, joined: bytes) -> dict[str, bytes]:
         """The bytes of each tensor, from those of all."""
@@ -108,7 +109,7 @@ def small_tensors(infos: Mapping[str, TensorInfo]) -> Small:
             sizes.append((key, info.stop - info.start))
             joins = runs and runs[-1][1] == info.start
             runs[-1:] = [(runs[-1][0], info.stop)] if joins else [*runs[-1:], (info.start, info.stop)]
-    return Small(tuple(sizes), tuple(runs))
+    return Small(tuple(sizes), tuple(runs), sum(size for _, size in sizes))
 
 
 def read_small(path: Path, data_start: int, small: Small) -> bytes:
@@ -123,7 +124,7 @@ def read_small(path: Path, data_start: int, small: Small) -> bytes:
         else:
             pieces = [_read_at(file, data_start + start, stop - start) for start, stop in small.runs]
     joined = b"".join(pieces)
-    if len(joined) != sum(size for _, size in small.sizes):
+    if len(joined) != small.total:
         raise SourceError(f"{path.name}: became shorter while it was read. Try again.")
     return joined
 

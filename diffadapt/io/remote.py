@@ -67,7 +67,13 @@ def read_hub(repo: str, weight_name: str | None = None, options: HubOptions | No
 
 def _name_of(url: str) -> str:
     """The file's name, for messages: the address itself may hold a secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (which may be no number)
+    except ValueError as error:
+        raise SourceError(
+            f"{clip(url, 60)}: is no address ({error}). Expected https://host/file.safetensors."
+        ) from None
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
         raise SourceError(f"{clip(url, 60)}: is no http(s) address of a file. Expected https://host/file.safetensors.")
     name = PurePosixPath(unquote(parts.path)).name
