@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffadapt.adapter import TargetKey
 from diffadapt.families.names import FUSED_PROJECTIONS
-from diffadapt.inject.locate import Component
+from diffadapt.inject.locate import Component, weight_of
 from diffadapt.inject.slot import Slot
 
 
@@ -47,8 +47,8 @@ class FusedLinear:
         """Copy the parts' weights into the fused one: they were merged or restored."""
         for name in ("weight", "bias"):
             fused = getattr(self.fused, name, None)
-            if isinstance(fused, Tensor):
-                torch.cat([getattr(part, name).data for part in self.parts], out=fused.data)
+            if isinstance(fused, Tensor) and fused.device.type != "meta":  # what is offloaded is not merged
+                torch.cat([weight_of(part, name).to(fused.dtype) for part in self.parts], out=fused.data)
 
 
 @dataclass

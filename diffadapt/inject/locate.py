@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
+from diffadapt.inject.quantised import dequantised
 
 LEVELS = ("text_model.", "model.language_model.", "language_model.model.", "language_model.", "model.", "")
 """The levels above a text encoder's layers, which differ between transformers' versions and between a model and the
@@ -88,9 +89,9 @@ def layers(component: Component) -> Iterator[tuple[str, nn.Module, Layer]]:
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """A module's real weight in a floating dtype, also while accelerate keeps it elsewhere.
+    """A module's real weight as plain numbers, also where it is packed and while accelerate keeps it elsewhere.
 
-    Raises MergeError for weights that are packed by a quantiser or nowhere to be found.
+    Raises MergeError for weights that are packed in an unknown way or nowhere to be found.
     """
     value = getattr(module, name)
     if value.device.type == "meta":
@@ -99,10 +100,4 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
         if stored is None:
             raise MergeError(f"The {name} of {type(module).__name__} is on the meta device and no offload hook has it.")
         value = stored[name]
-    if not value.is_floating_point() or getattr(value, "quant_state", None) is not None:
-        raise MergeError(
-            f"The {name} of {type(module).__name__} is quantised ({value.dtype}); an adapter that needs the base "
-            "weight cannot act on it. Load the model unquantised, or use a plain LoRA."
-        )
-    detached: Tensor = value.detach()
-    return detached
+    return dequantised(module, value, name)

@@ -15,6 +15,7 @@ from diffadapt.errors import MergeError
 from diffadapt.inject.codec import INTEGERS
 from diffadapt.inject.locate import weight_of
 from diffadapt.inject.memory import MASK, CodeMemory, CopyMemory, FileMemory, Memory, checksum
+from diffadapt.inject.quantised import refusal
 from diffadapt.inject.terms import Terms, gather_terms
 from diffadapt.report import LayerMerge
 
@@ -107,10 +108,8 @@ def refuse_unmergeable(path: str, module: nn.Module, deltas: Sequence[tuple[floa
         raise MergeError(
             f"{path}: the weight is offloaded (on the meta device). Merge before enabling offload, or stay live."
         )
-    if not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None:
-        raise MergeError(
-            f"{path}: the weight is quantised ({weight.dtype}) and cannot be merged in place. Keep it live."
-        )
+    if (reason := refusal(module)) is not None:
+        raise MergeError(f"{path}: {reason}. Merging would not be exact. Keep it live, or load the model unquantised.")
     if getattr(module, "bias", None) is None and any(delta.bias_delta(None) is not None for _, delta in deltas):
         raise MergeError(f"{path}: the adapter changes a bias that the module does not have. Keep it live.")
 
@@ -154,7 +153,7 @@ def merge_module(
         if max_loss is not None and result.loss > max_loss:
             return LayerMerge(result.survived, result.loss, live=True)
         merged = _merge_weight(weight, terms, remember, lambda: stored("weight"), room)
-        bias = _merge_bias(module, deltas)
+        bias = merge_bias(module, deltas)
     return MergedModule(module, layer, list(deltas), merged, bias, result)
 
 
@@ -214,7 +213,7 @@ def add_in_place(flat: Tensor, terms: Terms, copy: Tensor | None) -> int:
     return total & MASK if aligned else checksum(flat)
 
 
-def _merge_bias(module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> MergedWeight | None:
+def merge_bias(module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> MergedWeight | None:
     bias = getattr(module, "bias", None)
     base = bias.data if isinstance(bias, Tensor) else None
     changes = [(m, c) for m, delta in deltas if (c := delta.bias_delta(base)) is not None]

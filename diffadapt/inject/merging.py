@@ -17,6 +17,8 @@ from diffadapt.errors import MergeError
 from diffadapt.inject.base_files import BaseFiles
 from diffadapt.inject.locate import weight_of
 from diffadapt.inject.merge import MergedModule, Remember, merge_module, mix_key, refuse_unmergeable
+from diffadapt.inject.packed import merge_packed
+from diffadapt.inject.quantised import quantiser_of
 from diffadapt.report import LayerMerge, MergeReport
 
 Mode = Literal["weights", "auto"]
@@ -99,10 +101,7 @@ class MergedWeights:
             for key, want in wanted.items():
                 if key in self.modules:
                     continue
-                outcome = merge_module(
-                    want.module, want.layer, want.deltas, options.remember, _stored(files, key), limit,
-                    self._room.pop(key, None),
-                )  # fmt: skip
+                outcome = _merge(want, options.remember, _stored(files, key), limit, self._room.pop(key, None))
                 if isinstance(outcome, LayerMerge):
                     live[key] = f"{outcome.loss:.0%} of the change would be lost to the rounding of the weight's dtype"
                     continue
@@ -139,7 +138,8 @@ class MergedWeights:
             if key in self.modules:  # its turn had not come
                 continue
             # The same terms on the same base give the same bits again.
-            again = merge_module(merged.module, merged.layer, merged.terms, options.remember, _stored(None, key))
+            want = Wanted(merged.module, merged.layer, merged.terms)
+            again = _merge(want, options.remember, _stored(None, key))
             if isinstance(again, MergedModule):
                 self.modules[key] = again
 
@@ -177,6 +177,18 @@ class MergedWeights:
             for memory in merged.kept:
                 kept[memory.kind] = kept.get(memory.kind, 0) + memory.nbytes
         return kept
+
+
+def _merge(
+    want: Wanted,
+    remember: Remember,
+    stored: Callable[[str], Tensor | None],
+    limit: float | None = None,
+    room: Tensor | None = None,
+) -> MergedModule | LayerMerge:
+    if quantiser_of(want.module.weight) is not None:
+        return merge_packed(want.module, want.layer, want.deltas, limit)
+    return merge_module(want.module, want.layer, want.deltas, remember, stored, limit, room)
 
 
 def _stored(files: BaseFiles | None, key: TargetKey) -> Callable[[str], Tensor | None]:
