@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from diffadapt.explain.explanation import Candidate
 from diffadapt.families import FAMILIES
@@ -27,7 +28,9 @@ def weigh(
         kind = (module.slot, skeleton_of(module.name)[0])
         kinds.setdefault(kind, module)
         counts[kind] += 1
-    known = {family.name: _known(family, counts) for family in FAMILIES}
+    known: Counter[str] = Counter()
+    for (slot, skeleton), count in counts.items():
+        known.update(dict.fromkeys(_knowing(slot, skeleton), count))
     by_name = {family.name: family for family in FAMILIES}
     rivals = [by_name[name] for name in chosen if name in by_name]
     names = [module.name for module in modules]
@@ -39,7 +42,7 @@ def weigh(
         if _named(family, told):
             reasons.append(f"the metadata say {told}")
         candidates.append(Candidate(family.name, tuple(reasons)))
-    others = sorted((name for name in known if known[name] and name not in chosen), key=lambda name: -known[name])
+    others = [name for name, _ in known.most_common() if name not in chosen]
     ruled_out = [
         Candidate(name, (f"knows {known[name]} of {len(modules)} module names", *_shapes(by_name[name], kinds)))
         for name in others[:_RULED_OUT]
@@ -62,9 +65,10 @@ def _named(family: Family, told: str | None) -> int:
     return max((len(name) for name in family.base_models if told and told.lower().startswith(name)), default=0)
 
 
-def _known(family: Family, counts: Mapping[Kind, int]) -> int:
-    """How many modules have names of the family."""
-    return sum(n for kind, n in counts.items() if any(names.knows(kind[1]) for _, names in family.names_of(kind[0])))
+@lru_cache(maxsize=65536)
+def _knowing(slot: str | None, skeleton: str) -> tuple[str, ...]:
+    """The families with modules of such names. Remembered: files of one family share their names."""
+    return tuple(f.name for f in FAMILIES if any(names.knows(skeleton) for _, names in f.names_of(slot)))
 
 
 def _shapes(family: Family, kinds: Mapping[Kind, Module]) -> list[str]:

@@ -18,7 +18,8 @@ def randn(*shape):
 TENSORS = {
     "lora": {"lora_down": randn(4, 8, 3, 3), "lora_up": randn(12, 4, 1, 1), "alpha": torch.tensor(2.0)},
     "tucker": {"lora_down": randn(4, 8, 1, 1), "lora_up": randn(12, 4, 1, 1), "lora_mid": randn(4, 4, 3, 3)},
-    "loha": {"hada_w1_a": randn(12, 2), "hada_w1_b": randn(2, 72), "hada_w2_a": randn(12, 2), "hada_w2_b": randn(2, 72)},
+    "loha": {"hada_w1_a": randn(12, 2), "hada_w1_b": randn(2, 72), "hada_w2_a": randn(12, 2),
+             "hada_w2_b": randn(2, 72)},
     "loha_tucker": {
         "hada_w1_a": randn(2, 12), "hada_w1_b": randn(2, 8), "hada_t1": randn(2, 2, 3, 3),
         "hada_w2_a": randn(2, 12), "hada_w2_b": randn(2, 8), "hada_t2": randn(2, 2, 3, 3),

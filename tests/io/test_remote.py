@@ -1,4 +1,4 @@
-"""Headers over HTTP: servers that know ranges, that do not, that lie; and a small one that speaks the Hub's protocol."""
+"""Headers over HTTP: servers that know ranges, that do not, that lie; and one that speaks the Hub's protocol."""
 
 from __future__ import annotations
 
@@ -212,8 +212,10 @@ def test_hub_ids(server, tmp_path):
 
     server.do_HEAD = do_head
     server.files[f"/owner/name/resolve/{commit}/adapter_config.json"] = config
-    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "PATH": "", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_s",
-                   "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    environment = {
+        "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_s", "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "PATH": "",
+    }  # fmt: skip
     sources = ["owner/name", "hf://owner/name/other/x.safetensors", "hf://owner/name/none.safetensors", "hf://x"]
     run = [sys.executable, "-c", HUB, *sources]
     root_folder = Path(__file__).parents[2]
