@@ -269,7 +269,9 @@ class _Reading:
 
 
 # Roles whose tensors count or index; factors are never integers.
-_INTEGERS = frozenset({"alpha", "on_input", "bias_indices", "bias_size", "reshape_weight", "shira_indices"})
+_INTEGERS = frozenset(
+    {"alpha", "on_input", "bias_indices", "bias_size", "reshape_weight", "shira_indices", "oft_R_scaled"}
+)
 _INDICES = ("_indices", "_indices_A", "_indices_B")
 _ATTRIBUTES = frozenset({"weight", "bias"})
 

@@ -3,14 +3,15 @@
 W' = mu * V / (||V|| + eps), the norm over everything but one axis; the bias stays. Tensor: `dora_scale`
 (out, 1[, 1...]) or (out,) = per output row, (1, in[, 1...]) = per input column over outputs and kernel; PEFT's
 `lora_magnitude_vector` is (out,), on convolutions (1, out, 1...), on embeddings (dim,). eps: float32's epsilon in
-LyCORIS, 0 in PEFT, OneTrainer (unless its `norm_epsilon`) and ai-toolkit. LyCORIS 2.2.0 took the mean of V in place of
-its norm.
+LyCORIS and OneTrainer (unless its `norm_epsilon` is off), 0 in PEFT and ai-toolkit. LyCORIS 2.2.0 took the mean of V in
+place of its norm.
 Sources: DoRA, arXiv 2402.09353; LyCORIS `functional/general.py`; PEFT `tuners/lora/dora.py`; OneTrainer.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -75,9 +76,10 @@ class DoRA(Delta):
                 "or LoKr that they belong to. The file is incomplete."
             )
         version = str(context.config.get("lycoris_version", ""))
-        mean = version == "2.2.0" and _on_input(group.name, magnitude, context)
+        on_input = _on_input(group, magnitude, context)
+        mean = version == "2.2.0" and on_input
         eps = 0.0 if version.startswith("2.") else _eps(inner, context)
-        return cls(inner, magnitude, _on_input(group.name, magnitude, context), eps, mean)
+        return cls(inner, magnitude, on_input, eps, mean)
 
     @property
     def rank(self) -> int | None:
@@ -178,19 +180,33 @@ def _channels(vector: Tensor, v: Tensor, layer: Layer) -> Tensor:
     return vector.view(-1, *(1,) * (v.ndim - 2)) if layer.channel_dim == 1 else vector
 
 
-def _on_input(name: str, magnitude: Tensor, context: Context) -> bool:
+def _on_input(group: TensorGroup, magnitude: Tensor, context: Context) -> bool:
     """Whether the magnitudes belong to input columns: the axis that is not of size 1 decides."""
     shape = tuple(magnitude.shape)
     wide = [dim for dim, size in enumerate(shape) if size != 1]
     if len(wide) > 1 or (wide and wide[0] > 1):
-        raise AlgorithmError(f"{name}: the DoRA magnitudes have shape {shape}; expected (out, 1, ...) or (1, in, ...).")
+        raise AlgorithmError(
+            f"{group.name}: the DoRA magnitudes have shape {shape}; expected (out, 1, ...) or (1, in, ...)."
+        )
     if magnitude.ndim < 2 or not wide or wide[0] == 0:
         return False
-    # PEFT writes the outputs of a convolution as (1, out, 1, ...).
-    return not (context.writer in ("peft", "diffusers") and magnitude.ndim > 2)
+    # PEFT writes the outputs of a convolution as (1, out, 1, ...). The key says so where there is one: OneTrainer's
+    # DIFFUSERS format has PEFT's for magnitudes of outputs, and beside them its own `dora_scale` for those of inputs.
+    key = group.keys.get("dora_scale")
+    of_peft = "magnitude" in key if key is not None else context.writer in ("peft", "diffusers")
+    return not (of_peft and magnitude.ndim > 2)
 
 
 def _eps(inner: Delta, context: Context) -> float:
-    if context.writer == "onetrainer":
-        return EPS32 if isinstance(inner, LoKr) or context.config.get("norm_epsilon") else 0.0
-    return 0.0 if context.writer in ("peft", "diffusers", "ai_toolkit") else EPS32
+    if context.writer != "onetrainer":
+        return 0.0 if context.writer in ("peft", "diffusers", "ai_toolkit") else EPS32
+    return EPS32 if isinstance(inner, LoKr) or _has_eps(context) else 0.0
+
+
+def _has_eps(context: Context) -> bool:
+    """OneTrainer's `lora_decompose_norm_epsilon`, on by default: its header holds the settings if it was told to."""
+    try:
+        settings = json.loads(context.metadata.get("ot_config") or "{}")
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(settings, dict) or settings.get("lora_decompose_norm_epsilon") is not False

@@ -22,6 +22,8 @@ def _attention(block: str) -> tuple[Rule, ...]:
         Rule(f"{block}.attn.in_proj", under(block, parts)),
         # Trainers that cannot act on the fused projection have cut it, and kept the level above.
         *(Rule(f"{block}.attn.{part}", (f"{block}.{part}",), written=False) for part in parts),
+        # OneTrainer's ORIGINAL numbers the parts.
+        *(Rule(f"{block}.attn.in_proj.{n}", (f"{block}.{part}",), written=False) for n, part in enumerate(parts)),
         Rule(f"{block}.attn.out_proj", (f"{block}.to_out.0",)),
     )
 

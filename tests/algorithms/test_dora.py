@@ -91,15 +91,27 @@ def test_the_axis_is_read_off_the_shape():
         axis((8, 8))
 
 
+def test_the_axis_of_a_convolution_is_that_of_the_key():
+    """OneTrainer's DIFFUSERS format: PEFT's key and shape for outputs, beside its own for inputs."""
+    pair = {"lora_down": torch.randn(2, 8, 1, 1), "lora_up": torch.randn(8, 2, 1, 1)}
+    lora = pair | {"dora_scale": torch.ones(1, 8, 1, 1)}
+    for writer in ("onetrainer", "diffusers"):
+        for ending, on_input in (("lora_magnitude_vector.weight", False), ("dora_scale", True)):
+            group = TensorGroup("m", lora, {"dora_scale": f"unet.m.{ending}"})
+            assert parse_group(group, Context(writer)).on_input is on_input
+
+
 def test_eps_follows_the_writer():
     lora = {"lora_down": torch.randn(2, 8), "lora_up": torch.randn(8, 2), "dora_scale": torch.ones(8, 1)}
     lokr = {"lokr_w1": torch.randn(2, 2), "lokr_w2": torch.randn(4, 4), "dora_scale": torch.ones(8, 1)}
 
-    def eps(roles, writer, **config):
-        return parse_group(TensorGroup("m", dict(roles)), Context(writer, config)).eps
+    def eps(roles, writer, metadata=None, **config):
+        return parse_group(TensorGroup("m", dict(roles)), Context(writer, config, metadata=metadata or {})).eps
 
-    assert [eps(lora, w) for w in ("lycoris", "kohya", "peft", "onetrainer", "ai_toolkit")] == [EPS32, EPS32, 0, 0, 0]
-    assert eps(lokr, "onetrainer") == eps(lora, "onetrainer", norm_epsilon=True) == EPS32
+    assert [eps(lora, w) for w in ("lycoris", "kohya", "onetrainer", "peft", "ai_toolkit")] == [EPS32] * 3 + [0, 0]
+    off = {"ot_config": '{"lora_decompose_norm_epsilon": false}'}
+    assert [eps(roles, "onetrainer", off) for roles in (lora, lokr)] == [0, EPS32]
+    assert eps(lora, "onetrainer", {"ot_config": "["}) == EPS32
     assert eps(lora, "lycoris", lycoris_version="2.2.0") == 0
 
 
