@@ -154,15 +154,15 @@ class Explanation:
             ("ignored", [f"{n} keys: {why}" for why, n in Counter(self.ignored.values()).items()]),
             ("problems", [problem.message for problem in self.problems]),
         ]
-        lines = [f"{self.source} ({self.modules} modules{size}{only})"]
+        lines = [f"{self.source} ({self.modules} module{'s' * (self.modules != 1)}{size}{only})"]
         for title, values in facts:
             lines += [f"  {title if not number else '':<14}{value}" for number, value in enumerate(values)]
-        return "\n".join([*lines, *(f"  {line}" for line in _table(self.table))])
+        return "\n".join([*lines, *(f"  {line}" for line in _table(self.table) if self.table)])
 
     def _families(self) -> list[str]:
         lines = [f"{'or ' if n else ''}{one.family}: {'; '.join(one.reasons)}" for n, one in enumerate(self.candidates)]
         lines += [f"not {one.family}: {'; '.join(one.reasons)}" for one in self.ruled_out]
-        if not self.candidates:
+        if not self.candidates and self.table:
             lines.insert(0, "unknown: no table has these names; a pipeline with modules of these names can take it")
         return lines
 

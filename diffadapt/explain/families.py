@@ -88,9 +88,9 @@ def _depth(family: Family, modules: Sequence[Module], names: Sequence[str], riva
     odd = strangers(family, names, rivals)
     if odd:
         reasons.append(f"{odd} modules lie in attention blocks that it does not have")
-    beyond, unused = slack(family, modules)
+    beyond, deeper = slack(family, modules)
     if beyond:
         reasons.append(f"{beyond} blocks are beyond its depth")
-    if unused:
-        reasons.append(f"{unused} of its blocks are unused")
+    elif deeper:
+        reasons.append("it has more blocks than the file")
     return reasons

@@ -18,7 +18,7 @@ from diffadapt.dialects.peft_methods import refuse_method
 from diffadapt.dialects.refusals import refuse
 from diffadapt.errors import NotAnAdapterError, SourceError
 from diffadapt.explain.build import of_structure, with_metadata
-from diffadapt.explain.explanation import Explanation
+from diffadapt.explain.explanation import Explanation, Problem
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.headers import HeaderText, Small, read_small, small_tensors
 from diffadapt.io.safetensors import SafetensorsHeader
@@ -33,6 +33,9 @@ _TOLD_ONLY = frozenset(
 )  # fmt: skip
 
 
+_SPLIT_QKV = "split_qkv"
+
+
 class _Noted(Mapping[str, str]):
     """Metadata that note what is asked of them."""
 
@@ -40,12 +43,18 @@ class _Noted(Mapping[str, str]):
         self._metadata = metadata
         self.asked: dict[str, str | None] = {}
         self.listed = False
+        self.unanswered = False
 
     def __getitem__(self, key: str) -> str:
         if key in _TOLD_ONLY:
             raise KeyError(key)
         self.asked[key] = self._metadata.get(key)
-        return self._metadata[key]
+        value = self._metadata[key]
+        if key == "ss_network_args" and _SPLIT_QKV in value:
+            # Whether it holds for a module is seen in its values, and stand-ins have none.
+            self.unanswered = True
+            return value.replace(_SPLIT_QKV, "")
+        return value
 
     def __iter__(self) -> Iterator[str]:
         self.listed = True
@@ -54,6 +63,11 @@ class _Noted(Mapping[str, str]):
     def __len__(self) -> int:
         self.listed = True
         return len(self._metadata.keys() - _TOLD_ONLY)
+
+
+_SPLIT = Problem(
+    "alpha", "trained with split_qkv: fused modules may have 3 or 4 times this scale, which only their values tell"
+)
 
 
 class _Variant(NamedTuple):
@@ -121,6 +135,8 @@ class Recogniser:
         noted = _Noted(metadata)
         raw = header.checkpoint(parsed or header.parse(), known.small.by_key(scalars) if local else {})
         found = of_structure(read(replace(raw, metadata=noted)), alphas_read=local)
+        if noted.unanswered:
+            found = replace(found, problems=(*found.problems, _SPLIT))
         # An embedding that has no name in the file takes the file's own.
         if not noted.listed and not found.embeddings:
             known.variants[:0] = [_Variant(scalars, header.config, noted.asked, found)]

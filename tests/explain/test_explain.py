@@ -165,6 +165,24 @@ def test_a_config_beside_the_file_gives_the_alpha(tmp_path):
     assert kinds(found) == []
 
 
+def test_what_only_values_tell_is_said(tmp_path):
+    key = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {f"{key}.lora_down.weight": torch.ones(6, 3072), f"{key}.lora_up.weight": torch.ones(9216, 6)}
+    metadata = {"ss_network_args": '{"split_qkv": "True"}', "ss_base_model_version": "flux1"}
+    save_file({**tensors, f"{key}.alpha": torch.tensor(6.0)}, tmp_path / "a.safetensors", metadata)
+    found = explain_file(tmp_path / "a.safetensors")
+    assert found.table[0].scale == (1.0, 1.0)
+    assert "split_qkv" in found.problems[0].message
+    assert "it has more blocks than the file" in found.candidates[0].reasons
+
+
+def test_a_file_of_embeddings(tmp_path):
+    save_file({"clip_l": torch.ones(4, 768), "clip_g": torch.ones(4, 1280)}, tmp_path / "word.safetensors")
+    found = explain_file(tmp_path / "word.safetensors")
+    assert (found.dialect, found.embeddings, found.table) == ("embedding", ("word",), ())
+    assert "component" not in str(found)
+
+
 def test_a_pickle_is_read_whole(tmp_path):
     torch.save({f"{ATTENTION}.lora_down.weight": torch.ones(4, 768)}, tmp_path / "a.pt")
     with pytest.raises(AlgorithmError, match="lora_up"):
