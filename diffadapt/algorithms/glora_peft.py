@@ -109,12 +109,6 @@ class PeftGLoRA(Delta):
         down = self.paths[0].down
         return None if down is None else int(down.shape[1])
 
-    @property
-    def live_only(self) -> str | None:
-        if not self.paths[2].trained:
-            return None
-        return "its path C moves the bias by W C, and a merge changes the bias without looking at the weight"
-
     def weight_delta(self, weight: Tensor) -> Tensor:
         factor, addition = self.paths[0].value(weight), self.paths[1].value(weight)
         base = f32(weight)

@@ -89,11 +89,7 @@ METHODS: Mapping[str, Method] = {
     "DELORA": Method(_W, "A low-rank pair with normalised factors and one strength."),
     "HIRA": Method(_W, "The weight times a low-rank matrix.", modules="Linear, Conv1d/2d/3d, Embedding"),
     "GRALORA": Method(_W, "A low-rank pair per block of the weight."),
-    "GLORA": Method(
-        _W,
-        "The weight and the bias scaled and moved elementwise; where path C was trained only live, because "
-        "the bias then changes with the weight.",
-    ),
+    "GLORA": Method(_W, "The weight and the bias scaled and moved elementwise; path C moves the bias by the weight."),
     "DEFT": Method(_W, "A subspace of the outputs taken out and another put in; PaRa, which only takes out."),
     "PSOFT": Method(_W, "A rotation among the weight's principal parts."),
     "OSF": Method(_W, "The weight's smallest singular parts, replaced."),

@@ -152,8 +152,9 @@ def merge_module(
         result = measure(terms, weight)
         if max_loss is not None and result.loss > max_loss:
             return LayerMerge(result.survived, result.loss, live=True)
+        changes = bias_changes(module, deltas, weight)  # before the weight: some depend on the base's
         merged = _merge_weight(weight, terms, remember, lambda: stored("weight"), room)
-        bias = merge_bias(module, deltas)
+        bias = merge_bias(module, changes)
     return MergedModule(module, layer, list(deltas), merged, bias, result)
 
 
@@ -172,7 +173,8 @@ def _merge_weight(
         if mapped is not None and _same_bits(mapped, weight):
             memory = FileMemory(mapped)
             total = add_in_place(flat, terms, None)
-    if remember == "code":
+    # The code is read with the sum computed again: a dense one would have to be kept, which costs more than the copy.
+    if remember == "code" and terms.dense is None:
         memory = CodeMemory.merge(flat, terms)
     if memory is None:
         memory = CopyMemory(ordered, room)
@@ -213,10 +215,19 @@ def add_in_place(flat: Tensor, terms: Terms, copy: Tensor | None) -> int:
     return total & MASK if aligned else checksum(flat)
 
 
-def merge_bias(module: nn.Module, deltas: Sequence[tuple[float, Delta]]) -> MergedWeight | None:
+def bias_changes(
+    module: nn.Module, deltas: Sequence[tuple[float, Delta]], weight: Tensor
+) -> list[tuple[float, Tensor]]:
+    """(strength, change) of every delta that moves the bias. weight: the base's."""
     bias = getattr(module, "bias", None)
     base = bias.data if isinstance(bias, Tensor) else None
-    changes = [(m, c) for m, delta in deltas if (c := delta.bias_delta(base)) is not None]
+    return [(m, c) for m, delta in deltas if (c := delta.bias_change(base, lambda: weight)) is not None]
+
+
+def merge_bias(module: nn.Module, changes: Sequence[tuple[float, Tensor]]) -> MergedWeight | None:
+    """Add the changes to the module's bias in place, and keep a copy as the way back."""
+    bias = getattr(module, "bias", None)
+    base = bias.data if isinstance(bias, Tensor) else None
     if not changes:
         return None
     if base is None:  # `refuse_unmergeable` comes first

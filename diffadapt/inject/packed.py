@@ -13,7 +13,7 @@ from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
 from diffadapt.inject.memory import MASK, Memory, checksum
-from diffadapt.inject.merge import MergedModule, merge_bias
+from diffadapt.inject.merge import MergedModule, bias_changes, merge_bias
 from diffadapt.inject.quantised import quantiser_of
 from diffadapt.inject.quantiser import Quantiser
 from diffadapt.inject.terms import Terms, gather_terms
@@ -96,14 +96,14 @@ def merge_packed(
             )
         terms = gather_terms(deltas, layer, base)
         if terms.left is None and terms.dense is None:
-            bias = merge_bias(module, deltas)
+            bias = merge_bias(module, bias_changes(module, deltas, base))
             return MergedPacked(module, layer, list(deltas), None, bias, LayerMerge(1.0, 0.0))
         merged = _sum(base, terms)
         packed = _pack(memory, merged)
         result = _compare(base, merged, quantiser.dequantise(module, packed))
         if max_loss is not None and result.loss > max_loss:
             return LayerMerge(result.survived, result.loss, live=True)
-        bias = merge_bias(module, deltas)
+        bias = merge_bias(module, bias_changes(module, deltas, base))
         memory.sum = memory.bits(packed)
         quantiser.install(module, packed)
     return MergedPacked(module, layer, list(deltas), None, bias, result, memory)

@@ -113,7 +113,7 @@ class Slot:
         if not self.on_merged or all(isinstance(f, (LowRank, Branch, BiasChange)) for f in forms):
             return forms
         # The module's own product holds other adapters, merged: a map of it would act on them too.
-        change = entry.delta.bias_delta(self.base_bias())
+        change = entry.delta.bias_change(self.base_bias(), self.base_weight)
         dense = Dense(entry.delta.weight_delta(self.base_weight()))
         return (dense,) if change is None else (dense, BiasChange(change))
 

@@ -48,7 +48,7 @@ CASES = [
     *_many("glora C", peft.GloraConfig, {
         "lora": {"config_A_B": "lora", "config_C": "lora", "config_D_E": "constant"},
         "vector": {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"},
-    }, options={"r": 3}, merged=False),
+    }, options={"r": 3}),
     *_many("vera", peft.VeraConfig, {"": {}, "drawn": DRAWN}, options={"r": 4}),
     *_many("pvera", peft.PveraConfig, {"": {}, "drawn": DRAWN}, options={"r": 4}),
     *_many("randlora", peft.RandLoraConfig, {
