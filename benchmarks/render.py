@@ -81,7 +81,8 @@ def inspect_rows(r: Mapping[str, Any]) -> list[Row]:
     a, u = r["alike"], r["unlike"]
     return [
         (f"{a['files']:,} files in {a['structures']} structures", seconds(a["wall_s"]),
-         f"{seconds(a['cpu_s'])} of processor time; {r['by_json']:.1f} x parsing the headers as JSON"),
+         f"{seconds(a['cpu_s'])} of processor time, {r['by_json']:.1f} x parsing the headers as JSON; load average "
+         f"of the machine {r['busy'][0]:.0f}"),
         (f"{u['files']:,} files, no two alike", seconds(u["wall_s"]), f"{seconds(u['cpu_s'])} of processor time"),
         ("  safetensors: names and shapes only", f"{r['safe_open_ms']:.1f} ms of it a file", ""),
     ]  # fmt: skip

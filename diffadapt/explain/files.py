@@ -146,8 +146,9 @@ def _explained(found: Found, wanted: Wanted) -> Explanation:
 def _alone() -> None:
     """Set a worker up: one thread each, for there are as many workers as processors."""
     torch.set_num_threads(1)
-    # What was made before will not become garbage: collections need not walk it.
+    # What was made before will not become garbage, and what headers make has no cycles: collections need seldom walk.
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def _processors() -> int:
