@@ -124,6 +124,12 @@ class MergeReport:
         if weak:
             worst = ", ".join(f"{key.module} {share:.0%}" for share, key in weak[:3])
             lines.append(f"  {len(weak)} layers keep less than 90% of the change: {worst}")
+        lost = sorted(((layer.loss, key) for key, layer in self.layers.items() if layer.loss >= 1), reverse=True)
+        if lost:
+            lines.append(
+                f"  {len(lost)} layers are further from the wanted weight than without the merge (rounding), e.g. "
+                f'{lost[0][1].module}; mode="auto" leaves such layers live'
+            )
         if self.live:
             lines.append(f"  {len(self.live)} layers stay live, e.g. {next(iter(self.live.items()))}")
         return "\n".join(lines)

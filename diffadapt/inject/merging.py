@@ -85,10 +85,16 @@ class MergedWeights:
         somebody else changed a weight that has to be restored.
         """
         live, wanted = self._mergeable(mix, options)
-        stale = {k: m for k, m in self.modules.items() if k not in wanted or m.key != mix_key(wanted[k].deltas)}
+        limit = options.max_loss if options.mode == "auto" else None
+        stale = {
+            key: m
+            for key, m in self.modules.items()
+            if key not in wanted
+            or m.key != mix_key(wanted[key].deltas)
+            or (limit is not None and m.result.loss > limit)
+        }
         self.check(stale)
         files = BaseFiles(owner, options.base) if options.remember == "file" else None
-        limit = options.max_loss if options.mode == "auto" else None
         results: dict[TargetKey, LayerMerge] = {}
         undone: dict[TargetKey, MergedModule] = {}
         done: list[TargetKey] = []

@@ -117,6 +117,7 @@ def test_auto_leaves_live_what_the_grid_would_lose(lycoris_files, tmp_path):
     before = packed_parts(model)
     model.load_adapter(lycoris_files["lora"][0], adapter_name="a", weight=0.05)
     live, base = tiny.run(model), tiny.run(quantised.unet("quanto int4", tmp_path))
+    assert "further from the wanted weight than without" in str(model.adapters.merge())
     report = model.adapters.merge(mode="auto")
     linears = {path for path, module in model.named_modules() if quantiser_of(getattr(module, "weight", None))}
     assert linears.isdisjoint(key.module for key in report.layers)
