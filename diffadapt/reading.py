@@ -22,7 +22,7 @@ from diffadapt.dialects.refusals import refuse
 from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
 from diffadapt.families import Family
 from diffadapt.families.choose import Module, certain, choose, component_of
-from diffadapt.families.route import exchanged, parts
+from diffadapt.families.route import exchanged, exchanged_by_onetrainer, parts
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.headers import stand_in
 from diffadapt.io.source import Source, read_checkpoint
@@ -224,7 +224,9 @@ class _Reading:
         """Find the targets of one group and give them its delta, or its rows."""
         place = component_of(family, module, self.certain) if family else None
         route = place[1].resolve(group.name) if place else None
-        swapped = exchanged(group.tensors) if route and route.exchange else None
+        context = context_of(group.slot, group.name)
+        exchange = exchanged_by_onetrainer if context.writer == "onetrainer" else exchanged
+        swapped = exchange(group.tensors) if route and route.exchange else None
         tensors = group.tensors if swapped is None else swapped
         for role, tensor in group.tensors.items():
             if not tensor.is_floating_point() and role not in _INTEGERS and not role.endswith(_INDICES):
@@ -232,7 +234,7 @@ class _Reading:
                     f"{group.keys[role]}: is {tensor.dtype}; expected floating-point numbers. Quantised factors cannot "
                     "be read without their scales: use the file they were made from."
                 )
-        delta = parse_group(TensorGroup(group.name, tensors, group.keys), context_of(group.slot, group.name))
+        delta = parse_group(TensorGroup(group.name, tensors, group.keys), context)
         if route and route.exchange and swapped is None:
             delta = Exchanged(delta)
         keys = tuple(group.keys.values())

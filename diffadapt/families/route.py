@@ -32,6 +32,16 @@ def exchanged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     return changed
 
 
+def exchanged_by_onetrainer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same of a file by OneTrainer: its converter exchanges these two tensors, and leaves the factors of LoHa and
+    LoKr in the order of Diffusers' rows under the native name."""
+
+    def by_row(role: str, tensor: Tensor) -> bool:
+        return role == "lora_up" or (role == "dora_scale" and tensor.ndim > 0 and tensor.shape[0] > 1)
+
+    return {role: t.roll(t.shape[0] // 2, 0) if by_row(role, t) else t for role, t in tensors.items()}
+
+
 def parts(
     route: Route, component: str, delta: Delta, tensors: Mapping[str, Tensor], module: str
 ) -> Iterator[tuple[TargetKey, Delta]]:

@@ -1,4 +1,5 @@
-"""Fitting a delta to a module that is not quite the one its trainer saw: wider inputs, parts of a fused projection."""
+"""Fitting a delta to a module that is not quite the one its trainer saw: wider inputs, channels kept apart in groups,
+parts of a fused projection."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import dataclasses
 from torch import Tensor
 
 from diffadapt.adapter import TargetKey
+from diffadapt.algorithms.across_groups import across_groups
 from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.rows import FirstColumns, OfFused
@@ -19,7 +21,9 @@ INPUT_LAYERS = frozenset({"x_embedder"})
 
 
 def fitted(path: str, delta: Delta, layer: Layer) -> tuple[Delta, Layer]:
-    """The delta for an input layer as it is, or the layer as wide as the delta needs it; elsewhere both unchanged."""
+    """The delta for an input layer as it is, or the layer as wide as the delta needs it; for a depthwise convolution
+    the delta as OneTrainer meant it; elsewhere both unchanged."""
+    delta = across_groups(delta, layer)
     pair = delta.low_rank() if path in INPUT_LAYERS and layer.kind == "linear" else None
     if pair is None or pair.down.shape[1] == layer.shape[1]:
         return delta, layer
