@@ -27,6 +27,8 @@ class Module(NamedTuple):
 _DENOISERS = frozenset({"denoiser", "unet", "transformer", "prior"})
 _COMPARED = 12
 """Families among which depths are compared: more are left by files too small to tell anything."""
+_ENOUGH = 0.25
+"""The share of a file's modules that a family must know: a lone `norm` or `embed` is anybody's."""
 Kind = tuple[str | None, str]
 """Slot and skeleton: modules of one kind differ in their counters only."""
 
@@ -55,6 +57,8 @@ def choose(
     able = [f for f in near if not denoiser or any(_knows(f, kind) for kind in denoiser)]
     covered = {family: sum(n for kind, n in counts.items() if _knows(family, kind)) for family in able}
     most = max(covered.values(), default=0)
+    if most < len(modules) * _ENOUGH:
+        return ()
     found = [family for family in able if most and covered[family] == most]
     verdicts = {family: shape_verdict(family, kinds.values()) for family in found}
     agreeing = [family for family in found if verdicts[family][0] > 0 and verdicts[family][1] == 0]

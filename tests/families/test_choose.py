@@ -95,3 +95,10 @@ def test_text_encoders_name_no_family_beside_a_strange_denoiser():
     adapter = read_adapter(tensors)
     assert adapter.candidates == ()
     assert {foreign.component for foreign in adapter.foreign} == {None, "text_encoder"}
+
+
+def test_one_common_name_makes_no_family():
+    names = ["norm", "mine.a", "mine.b", "mine.c", "mine.d"]
+    file = {f"{name}.lora_A.weight": torch.ones(2, 8) for name in names}
+    file |= {f"{name}.lora_B.weight": torch.ones(8, 2) for name in names}
+    assert read_adapter(file).candidates == ()
