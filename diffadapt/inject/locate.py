@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
 from diffadapt.inject.quantised import dequantised
+from diffadapt.inject.table import tables
 
 LEVELS = ("text_model.", "model.language_model.", "language_model.model.", "language_model.", "model.", "")
 """The levels above a text encoder's layers, which differ between transformers' versions and between a model and the
@@ -40,7 +41,7 @@ class Component:
             plain = path.removeprefix("base_model.model.").replace(".base_layer", "")
             if ".lora_" not in plain:
                 found[plain] = unwrap(module)
-        return found
+        return {**tables(self.model), **found}
 
     @cached_property
     def flattened(self) -> dict[str, str]:
@@ -48,9 +49,11 @@ class Component:
         return {path.replace(".", "_"): path for path in self.modules}
 
     def resolve(self, path: str) -> str | None:
-        """The path under which this model has a target, or None."""
-        if path in self.modules:
+        """The path under which this model has a target, or None. A norm of an unknown class is the table it holds."""
+        if path in self.modules and Layer.of(self.modules[path]) is not None:
             return path
+        if f"{path}.weight" in self.modules:
+            return f"{path}.weight"
         bare = next(path[len(level) :] for level in LEVELS if path.startswith(level))
         return next((level + bare for level in LEVELS if level + bare in self.modules), None)
 
