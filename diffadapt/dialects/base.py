@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from diffadapt.adapter import TargetKey
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context
+from diffadapt.dialects.roles import split_role
 from diffadapt.families.base import Family
 
 Slot = str
@@ -81,6 +82,28 @@ class Dialect(ABC):
 
         Raises DialectError where the dialect has no name for the component or the role.
         """
+
+
+class Prefixed(Dialect):
+    """A dialect whose keys begin with the component. prefixes: the beginning of a key -> the slot it says, if any."""
+
+    prefixes: ClassVar[Mapping[str, Slot | None]]
+
+    def recognise(self, keys: Collection[str]) -> Recognition | None:
+        return prefixed(keys, self.prefixes)
+
+    def split(self, key: str) -> Key | None:
+        ending = split_role(key)
+        if ending is None:
+            return None
+        for prefix, slot in self.prefixes.items():
+            if ending.module.startswith(prefix):
+                return self.behind(slot, ending.module[len(prefix) :], ending.role)
+        return None
+
+    @abstractmethod
+    def behind(self, slot: Slot | None, module: str, role: str) -> Key:
+        """The key whose prefix and role are taken off."""
 
 
 def prefixed(keys: Collection[str], prefixes: Iterable[str]) -> Recognition | None:

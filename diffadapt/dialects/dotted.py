@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from diffadapt.algorithms.base import Context
-from diffadapt.dialects.base import ContextOf, Dialect, Facts, Key, Recognition, Slot, prefixed
+from diffadapt.dialects.base import ContextOf, Facts, Key, Prefixed, Slot
 from diffadapt.dialects.peft_config import configs_of
-from diffadapt.dialects.roles import split_role
 
 PEFT_PREFIX = "base_model.model."
 COMPONENTS: Mapping[str, Slot] = {
@@ -23,24 +22,14 @@ _ROOTS = ("net.", "core.")
 """Roots of trainers' own wrappers around a denoiser (OneTrainer's and SimpleTuner's Anima)."""
 
 
-class Dotted(Dialect):
+class Dotted(Prefixed):
     """Module names with their dots, behind a prefix that says the component, or nothing."""
 
-    prefixes: ClassVar[Mapping[str, Slot | None]]
     writer: ClassVar[str]
 
-    def recognise(self, keys: Collection[str]) -> Recognition | None:
-        return prefixed(keys, self.prefixes)
-
-    def split(self, key: str) -> Key | None:
-        ending = split_role(key)
-        if ending is None:
-            return None
-        for prefix, slot in self.prefixes.items():
-            if ending.module.startswith(prefix):
-                slot, module = unwrap(slot, ending.module[len(prefix) :])
-                return Key(slot, module, ending.role, False)
-        return None
+    def behind(self, slot: Slot | None, module: str, role: str) -> Key:
+        slot, module = unwrap(slot, module)
+        return Key(slot, module, role, False)
 
     def contexts(self, facts: Facts) -> ContextOf:
         configs = configs_of(facts.metadata, facts.config)

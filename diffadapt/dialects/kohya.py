@@ -6,41 +6,31 @@ same names behind `oft_unet_`, and other maths than LyCORIS' OFT behind `lora_un
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from diffadapt.adapter import TargetKey
 from diffadapt.algorithms.base import Context
-from diffadapt.dialects.base import ContextOf, Dialect, Facts, Key, Recognition, prefixed
-from diffadapt.dialects.roles import KOHYA_SPELLING, split_role
+from diffadapt.dialects.base import ContextOf, Facts, Key, Prefixed, Slot
+from diffadapt.dialects.roles import KOHYA_SPELLING
 from diffadapt.errors import DialectError
 from diffadapt.families.base import Family
 
 
-class Kohya(Dialect):
+class Kohya(Prefixed):
     """Flat names behind a prefix that ends in an underscore."""
 
     name = "kohya"
-    prefixes: ClassVar[Mapping[str, str]] = {
+    prefixes: ClassVar[Mapping[str, Slot | None]] = {
         "lora_unet_": "denoiser", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
         "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3", "lora_te4_": "text_encoder_4",
         "lora_transformer_": "transformer", "lora_prior_unet_": "prior", "lora_prior_te_": "prior_text_encoder",
     }  # fmt: skip
     writer: ClassVar[str] = "kohya"
 
-    def recognise(self, keys: Collection[str]) -> Recognition | None:
-        return prefixed(keys, self.prefixes)
-
-    def split(self, key: str) -> Key | None:
-        ending = split_role(key)
-        if ending is None:
-            return None
-        for prefix, slot in self.prefixes.items():
-            if ending.module.startswith(prefix):
-                # A second underscore stands for a root module of its wrapper.
-                module = ending.module[len(prefix) :].lstrip("_")
-                return Key(slot, module, ending.role, "." not in module)
-        return None
+    def behind(self, slot: Slot | None, module: str, role: str) -> Key:
+        module = module.lstrip("_")  # a second underscore stands for a root module of the trainer's wrapper
+        return Key(slot, module, role, "." not in module)
 
     def contexts(self, facts: Facts) -> ContextOf:
         context = Context(writer_of(facts, self.writer), {}, facts.alpha, facts.metadata)
@@ -80,7 +70,7 @@ class KohyaOFT(Kohya):
     """sd-scripts' own OFT."""
 
     name = "kohya_oft"
-    prefixes: ClassVar[Mapping[str, str]] = {
+    prefixes: ClassVar[Mapping[str, Slot | None]] = {
         "oft_unet_": "denoiser", "oft_te_": "text_encoder", "oft_te1_": "text_encoder", "oft_te2_": "text_encoder_2",
         "oft_te3_": "text_encoder_3",
     }  # fmt: skip

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from diffadapt.adapter import TargetKey
 from diffadapt.algorithms.base import Context
-from diffadapt.dialects.base import ContextOf, Facts, Key
+from diffadapt.dialects.base import ContextOf, Facts, Key, Slot
 from diffadapt.dialects.kohya import Kohya
-from diffadapt.dialects.roles import split_role
 from diffadapt.families.base import Family
 
 _PREFIX = "lycoris_"
@@ -26,15 +25,12 @@ class Lycoris(Kohya):
     """No component is named: the module names tell."""
 
     name = "lycoris"
-    prefixes: ClassVar[Mapping[str, str]] = {_PREFIX: ""}
+    prefixes: ClassVar[Mapping[str, Slot | None]] = {_PREFIX: None}
     writer: ClassVar[str] = "lycoris"
 
-    def split(self, key: str) -> Key | None:
-        ending = split_role(key)
-        if ending is None or not ending.module.startswith(_PREFIX):
-            return None
-        module = _COMPONENT.sub("", ending.module[len(_PREFIX) :].lstrip("_"))
-        return Key(None, module, ending.role, "." not in module)
+    def behind(self, slot: Slot | None, module: str, role: str) -> Key:
+        module = _COMPONENT.sub("", module.lstrip("_"))
+        return Key(slot, module, role, "." not in module)
 
     def contexts(self, facts: Facts) -> ContextOf:
         given: Mapping[str, Any] = (facts.config or {}).get("lycoris_config") or {}
