@@ -215,6 +215,7 @@ FUSED_PROJECTIONS = {
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
 }
 """Diffusers' Linears after `fuse_qkv_projections()`, and the Linears whose rows they hold one after the other."""
 

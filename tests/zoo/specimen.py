@@ -24,6 +24,12 @@ class Specimen:
     inputs: Callable[[], dict[str, Any]]
     component: str = "transformer"
 
+    def type(self) -> type[nn.Module]:
+        """The class."""
+        module, _, name = f"diffusers.{self.cls}".rpartition(".")
+        found: type[nn.Module] = getattr(import_module(module), name)
+        return found
+
     @torch.no_grad()
     def build(self, seed: int = 0) -> nn.Module:
         """The model, with no parameter left at zeros or ones: a zero gate would hide the block behind it.
@@ -31,8 +37,7 @@ class Specimen:
         Experts are torch.empty until a checkpoint fills them.
         """
         torch.manual_seed(seed)
-        module, _, name = f"diffusers.{self.cls}".rpartition(".")
-        model: nn.Module = getattr(import_module(module), name)(**self.config).eval().requires_grad_(False)
+        model = self.type()(**self.config).eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
             if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
                 parameter.normal_(0, 0.1)
@@ -61,7 +66,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
         return {key: cast(inner, dtype) for key, inner in value.items()}
-    return type(value)(cast(inner, dtype) for inner in value) if isinstance(value, (list, tuple)) else value
+    return value.__class__(cast(inner, dtype) for inner in value) if isinstance(value, (list, tuple)) else value
 
 
 def flat(output: Any) -> Tensor:
