@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from diffadapt.adapter import TargetKey
-from diffadapt.dialects.base import Facts, Key, Recognition, Slot, evidence
+from diffadapt.dialects.base import COMPONENT_WORD, Facts, Key, Recognition, Slot, evidence
 from diffadapt.dialects.diffusers import dotted_writer
 from diffadapt.dialects.dotted import Dotted, unwrap
 from diffadapt.dialects.roles import PEFT_SPELLING, split_role
@@ -29,7 +29,8 @@ class Bare(Dotted):
         if ending is None:
             return None
         slot, module = unwrap(None, ending.module)
-        return Key(slot, module, ending.role, "." not in module)
+        flat = "." not in module
+        return Key(slot, COMPONENT_WORD.sub("", module) if flat else module, ending.role, flat)
 
     def writer_of(self, facts: Facts) -> str:
         return dotted_writer(facts, self.writer)

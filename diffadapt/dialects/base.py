@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -104,6 +105,12 @@ class Prefixed(Dialect):
     @abstractmethod
     def behind(self, slot: Slot | None, module: str, role: str) -> Key:
         """The key whose prefix and role are taken off."""
+
+
+COMPONENT_WORD = re.compile(
+    r"(?:transformer|unet)_(?=(?:single_)?transformer_blocks_|(?:down|up)_blocks_|mid_block_|(?:double|single)_blocks_)"
+)
+"""The component in front of a flat name, where a whole pipeline was wrapped: `transformer_transformer_blocks_0_...`."""
 
 
 def prefixed(keys: Collection[str], prefixes: Iterable[str]) -> Recognition | None:

@@ -29,8 +29,9 @@ class Kohya(Prefixed):
     writer: ClassVar[str] = "kohya"
 
     def behind(self, slot: Slot | None, module: str, role: str) -> Key:
-        module = module.lstrip("_")  # a second underscore stands for a root module of the trainer's wrapper
-        return Key(slot, module, role, "." not in module)
+        # Underscores around the name stand for a nameless root or leaf of the trainer's wrapper; some write a dot
+        # before the last number (`to_out.0`) in some of a module's keys.
+        return Key(slot, module.strip("_").replace(".", "_"), role, True)
 
     def contexts(self, facts: Facts) -> ContextOf:
         context = Context(writer_of(facts, self.writer), {}, facts.alpha, facts.metadata)

@@ -52,6 +52,19 @@ PARTS = tuple(
 )
 """OneTrainer's older layout: the parts of a fused module by number, each an adapter of its own."""
 
+DIFFSYNTH = (
+    Rule("blocks.{i}.attn.a_to_qkv", under(f"{_DOUBLE}.attn", _QKV), written=False),
+    Rule("blocks.{i}.attn.b_to_qkv", under(f"{_DOUBLE}.attn", ("add_q_proj", "add_k_proj", "add_v_proj")), written=False),
+    Rule("single_blocks.{i}.to_qkv_mlp", (*under(f"{_SINGLE}.attn", _QKV), f"{_SINGLE}.proj_mlp"), written=False),
+    *between("single_blocks.{i}", _SINGLE, {"proj_out": "proj_out", "norm.linear": "norm.linear"}),
+    *between("blocks.{i}", _DOUBLE, {
+        "attn.a_to_out": "attn.to_out.0", "attn.b_to_out": "attn.to_add_out",
+        "ff_a.0": "ff.net.0.proj", "ff_a.2": "ff.net.2", "ff_b.0": "ff_context.net.0.proj", "ff_b.2": "ff_context.net.2",
+        "norm1_a.linear": "norm1.linear", "norm1_b.linear": "norm1_context.linear",
+    }),
+)  # fmt: skip
+"""DiffSynth-Studio's own Flux: `a` is the image's stream, `b` the text's."""
+
 TOP = (
     *between("", "", {
         "img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
@@ -70,7 +83,8 @@ FLUX1 = Family(
     "flux1",
     {
         "transformer": Names(
-            native=(*BLOCKS, *TOP, *PARTS),
+            DIFFSYNTH,
+            (*BLOCKS, *TOP, *PARTS),
             model=Model(
                 "flux1", "diffusers.FluxTransformer2DModel", {"guidance_embeds": True},
                 # Control and Fill see an image beside the noise, and adapters that make dev into them do as well.
