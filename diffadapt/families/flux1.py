@@ -12,7 +12,8 @@ from diffadapt.families.names import Names, Rule, between, under
 from diffadapt.families.t5 import T5_XXL
 
 _DOUBLE, _SINGLE = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
-_QKV, _ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+_QKV, _ADDED = ("to_q", "to_k", "to_v"), _ADDED
 
 JOINT = (
     Rule("double_blocks.{i}.img_attn.qkv", under(f"{_DOUBLE}.attn", _QKV)),
@@ -54,12 +55,13 @@ PARTS = tuple(
 
 DIFFSYNTH = (
     Rule("blocks.{i}.attn.a_to_qkv", under(f"{_DOUBLE}.attn", _QKV), written=False),
-    Rule("blocks.{i}.attn.b_to_qkv", under(f"{_DOUBLE}.attn", ("add_q_proj", "add_k_proj", "add_v_proj")), written=False),
+    Rule("blocks.{i}.attn.b_to_qkv", under(f"{_DOUBLE}.attn", _ADDED), written=False),
     Rule("single_blocks.{i}.to_qkv_mlp", (*under(f"{_SINGLE}.attn", _QKV), f"{_SINGLE}.proj_mlp"), written=False),
     *between("single_blocks.{i}", _SINGLE, {"proj_out": "proj_out", "norm.linear": "norm.linear"}),
     *between("blocks.{i}", _DOUBLE, {
         "attn.a_to_out": "attn.to_out.0", "attn.b_to_out": "attn.to_add_out",
-        "ff_a.0": "ff.net.0.proj", "ff_a.2": "ff.net.2", "ff_b.0": "ff_context.net.0.proj", "ff_b.2": "ff_context.net.2",
+        "ff_a.0": "ff.net.0.proj", "ff_a.2": "ff.net.2",
+        "ff_b.0": "ff_context.net.0.proj", "ff_b.2": "ff_context.net.2",
         "norm1_a.linear": "norm1.linear", "norm1_b.linear": "norm1_context.linear",
     }),
 )  # fmt: skip
