@@ -12,8 +12,7 @@ from diffadapt.families.names import Names, Rule, between, under
 from diffadapt.families.t5 import T5_XXL
 
 _DOUBLE, _SINGLE = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
-_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
-_QKV, _ADDED = ("to_q", "to_k", "to_v"), _ADDED
+_QKV, _ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 
 JOINT = (
     Rule("double_blocks.{i}.img_attn.qkv", under(f"{_DOUBLE}.attn", _QKV)),
