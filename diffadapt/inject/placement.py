@@ -23,7 +23,7 @@ from diffadapt.inject.locate import Component
 from diffadapt.inject.merging import MergedWeights
 from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.slot import Entry
-from diffadapt.inject.table import Table
+from diffadapt.inject.table import is_called
 from diffadapt.report import LoadReport
 
 
@@ -40,7 +40,8 @@ class Placement:
     """One delta at its module, and the strength it has there.
 
     key: (component, the path this model has); source: the key the adapter has for it. rule: "linear", or a trainer's
-    own rule, under which every strength has a delta of its own (made from `delta`, the file's).
+    own rule, under which every strength has a delta of its own (made from `delta`, the file's). called: whether the
+    model calls the module; if not, what is in force is in its parameters (see `tables`).
     """
 
     key: TargetKey
@@ -50,6 +51,7 @@ class Placement:
     entry: Entry
     delta: Delta
     rule: str = LINEAR
+    called: bool = True
     value: float = 0.0
 
     def put(self, value: float) -> bool:
@@ -107,7 +109,7 @@ class Loaded:
     @property
     def hooked(self) -> list[Placement]:
         """The placements at modules that are called; the others are at tables."""
-        return [p for p in self.placements if not isinstance(p.module, Table)]
+        return [p for p in self.placements if p.called]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -224,7 +226,8 @@ def place(
         )
     placements = []
     for source, (key, delta) in found.items():
-        module = parts[key.component].modules[key.module]
+        modules = parts[key.component].modules
+        module = modules[key.module]
         layer = Layer.of(module)
         try:
             if layer is None:
@@ -239,9 +242,8 @@ def place(
         if isinstance(delta, OfFused):
             delta = delta.bound(siblings(delta, key, parts[key.component], merged, adapter.source))
         used = _trainable(delta) if trainable else delta
-        placements.append(
-            Placement(key, source, module, layer, Entry(name, used, 0.0, trainable), used, _rule(used, rule))
-        )
+        entry, called = Entry(name, used, 0.0, trainable), is_called(key.module, modules)
+        placements.append(Placement(key, source, module, layer, entry, used, _rule(used, rule), called))
     if rule != LINEAR and all(p.rule == LINEAR for p in placements):
         raise StackError(
             f"{adapter.source}: none of its algorithms ({', '.join(adapter.algorithms)}) has a rule {rule!r}."

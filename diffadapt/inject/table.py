@@ -1,7 +1,9 @@
-"""A parameter that belongs to no layer (a modulation table, a gate, a padding token), as if it were a weight."""
+"""Parameters that no call of a module's own stands for: those of no layer (a modulation table, a gate, a padding
+token), as if they were weights, and the weights of layers that others read instead of calling the layer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -32,3 +34,13 @@ def tables(model: nn.Module) -> dict[str, Table]:
             for name, _ in module.named_parameters(recurse=False):
                 found[f"{path}.{name}" if path else name] = Table(module, name)
     return found
+
+
+_READERS = frozenset({"HunyuanDiTAttentionPool", "MultiheadAttention"})
+"""Classes that compute with their Linears' weights and never call them: no hook on such a Linear ever runs."""
+
+
+def is_called(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a model's forward calls the module at this path, so that a hook on it would run."""
+    owner = modules.get(path.rpartition(".")[0])
+    return not isinstance(modules[path], Table) and type(owner).__name__ not in _READERS

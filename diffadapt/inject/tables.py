@@ -1,4 +1,5 @@
-"""What adapters do to parameters that belong to no layer. Trainers of whole differences change them.
+"""What adapters do to parameters that belong to no layer, or to one that is never called. Trainers of whole differences
+change them.
 
 There is no call to hook, so what is in force at them is always in the parameter itself, with a copy as the way back:
 they are small.
@@ -11,7 +12,6 @@ from collections.abc import Collection, Iterable
 from diffadapt.adapter import TargetKey
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Wanted
 from diffadapt.inject.placement import Loaded
-from diffadapt.inject.table import Table
 
 
 class Tables:
@@ -25,7 +25,7 @@ class Tables:
         mix: dict[TargetKey, Wanted] = {}
         for adapter in loaded if enabled else ():
             for p in adapter.placements:
-                if isinstance(p.module, Table) and p.value != 0.0:
+                if not p.called and p.value != 0.0:
                     want = mix.setdefault(p.key, Wanted(p.module, p.layer, []))
                     want.deltas.append((p.multiplier * factor, p.entry.delta))
         if mix or self._merged.modules:

@@ -9,6 +9,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 import diffadapt
+from tests import tiny
+from tests.zoo import ZOO
+from tests.zoo.trainers import pipeline
 
 
 def wan() -> WanTransformer3DModel:
@@ -83,3 +86,33 @@ def test_a_kept_merge_keeps_the_tables():
     model.adapters.keep_merged()
     assert not model.adapters.names
     torch.testing.assert_close(run(model), run(changed_by_hand(wan(), 1.0)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@torch.no_grad()
+def test_linears_that_are_read_and_never_called(merged):
+    """HunyuanDiT's attention pool computes with the weights of its Linears: hooks on them would never run."""
+    specimen, pool = ZOO["hunyuandit"], "time_extra_emb.pooler"
+    model, by_hand = specimen.build(), specimen.build()
+    base, before = specimen.run(model), tiny.snapshot(model)
+    width = model.get_submodule(f"{pool}.q_proj").in_features
+    generator = torch.Generator().manual_seed(2)
+    pair = torch.randn(2, width, generator=generator), torch.randn(width, 2, generator=generator)
+    file = {
+        f"transformer.{pool}.{leaf}.lora_{name}.weight": tensor
+        for leaf in ("q_proj", "v_proj") for name, tensor in zip("AB", pair, strict=True)
+    }  # fmt: skip
+    for leaf in ("q_proj", "v_proj"):
+        by_hand.get_submodule(f"{pool}.{leaf}").weight += 0.5 * pair[1] @ pair[0]
+    pipe = pipeline(specimen, model)
+    assert pipe.load_adapter(file, adapter_name="a", weight=0.5).complete
+    if merged:
+        pipe.adapters.merge()
+    assert tiny.relative(specimen.run(model), specimen.run(by_hand), base) < 1e-5
+    with pipe.adapters.disable():
+        assert torch.equal(specimen.run(model), base)
+    pipe.adapters.set({})
+    assert tiny.same_bits(model, before)
+    pipe.adapters.set({"a": 0.5})
+    pipe.adapters.remove("a")
+    assert tiny.same_bits(model, before)
