@@ -21,7 +21,7 @@ from diffadapt.dialects.peft_config import METADATA_KEY
 from diffadapt.dialects.peft_writing import Numbers, header, peft_config
 from diffadapt.errors import DialectError
 from diffadapt.families import Family, family_named
-from diffadapt.families.route import exchanged
+from diffadapt.families.route import exchanged, exchanged_by_onetrainer
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.safetensors_writer import write_safetensors
 from diffadapt.reading import interpret
@@ -44,7 +44,7 @@ def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
     Raises DialectError where the dialect has no name for something or cannot hold an algorithm exactly.
     """
     named, family = dialect_named(dialect), family_named(adapter.family)
-    path = Path(path)
+    path, adapter = Path(path), dataclasses.replace(adapter, targets=_in_files(adapter.targets))
     plain = family is not None and family.native and _plain_names(adapter)
     # A file that came with Diffusers' names under Kohya's prefix goes back so, even by way of another dialect.
     tensors = encode(adapter, named, dataclasses.replace(family, native=False) if family and plain else family)
@@ -67,11 +67,16 @@ def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
     return path
 
 
+def _in_files(targets: Mapping[TargetKey, Delta]) -> dict[TargetKey, Delta]:
+    """The deltas as files hold them: those that were fitted to a layer, as they were before."""
+    return {key: d.inner if isinstance(d, Wrapped) and d.has_file else d for key, d in targets.items()}
+
+
 def encode(adapter: Adapter, dialect: Dialect, family: Family | None) -> dict[str, Tensor]:
     """The adapter's tensors by the dialect's keys. Raises DialectError for what the dialect cannot name."""
     tensors: dict[str, Tensor] = {}
     for target, delta in adapter.targets.items():
-        _add(tensors, dialect, family, target, delta)
+        _add(tensors, dialect, family, target, delta, adapter.metadata.raw)
     for foreign, delta in adapter.foreign.items():
         if dialect.name != adapter.dialect:
             raise DialectError(
@@ -91,13 +96,20 @@ def _plain_names(adapter: Adapter) -> bool:
     return target is not None and target.module.replace(".", "_") in key
 
 
-def _add(tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, target: TargetKey, delta: Delta) -> None:
+def _add(
+    tensors: dict[str, Tensor],
+    dialect: Dialect,
+    family: Family | None,
+    target: TargetKey,
+    delta: Delta,
+    header: Mapping[str, str] | None = None,
+) -> None:
     if isinstance(delta, Wrapped):
         raise DialectError(
             f"{dialect.name}: the {delta.algorithm} of {target.component} {target.module} was trained on "
             f"{delta.seen_by_trainer}, and has no file of its own here. Keep the file it came from."
         )
-    for role, tensor in _as_named(delta.tensors(), dialect, family, target).items():
+    for role, tensor in _as_named(delta.tensors(), dialect, family, target, header or {}).items():
         if role == "alpha" and dialect.name in _CONFIGURED:
             continue
         key = dialect.join(target, role, family)
@@ -107,7 +119,11 @@ def _add(tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, ta
 
 
 def _as_named(
-    tensors: dict[str, Tensor], dialect: Dialect, family: Family | None, target: TargetKey
+    tensors: dict[str, Tensor],
+    dialect: Dialect,
+    family: Family | None,
+    target: TargetKey,
+    header: Mapping[str, str],
 ) -> dict[str, Tensor]:
     """The tensors in the order of rows that the dialect's name for the module means (native shift|scale)."""
     split = dialect.split(dialect.join(target, next(iter(tensors)), family)) if family and tensors else None
@@ -115,7 +131,9 @@ def _as_named(
     route = names.resolve(split.module) if names and split else None
     if route is None or not route.exchange:
         return tensors
-    swapped = exchanged(tensors)
+    # As reading does it: the header is kept, and with it whose order of rows the file is in.
+    theirs = header.keys() & {"ot_branch", "ot_config"} or "oft_R" in tensors
+    swapped = exchanged_by_onetrainer(tensors) if theirs else exchanged(tensors)
     if swapped is None:
         raise DialectError(
             f"{dialect.name}: the halves of {target.module} stand the other way round there, and its tensors "

@@ -18,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -41,9 +42,6 @@ def across_groups(delta: Delta, layer: Layer) -> Delta:
     inner = delta.inner if isinstance(delta, DoRA) else delta
     if not isinstance(inner, (LoRA, LoHa)) or not _spans(inner, columns):
         return delta
-    if isinstance(delta, DoRA) and delta.magnitude.numel() == 1:
-        # The weight has one input column; its one magnitude has the shape of either axis.
-        delta = dataclasses.replace(delta, on_input=True)
     return Regrouped(delta)
 
 
@@ -70,6 +68,8 @@ class OneMap(Branch):
 @dataclass(frozen=True, eq=False)
 class AcrossGroups(Wrapped):
     """A LoRA that reads the channels of all groups."""
+
+    has_file: ClassVar[bool] = True
 
     inner: LoRA
 
@@ -102,21 +102,28 @@ class AcrossGroups(Wrapped):
 class Regrouped(Wrapped):
     """A LoHa or a DoRA whose change has the weight's numbers in another shape: `weight_delta` views them in its own."""
 
+    has_file: ClassVar[bool] = True
+
+    @property
+    def _acting(self) -> Delta:
+        """The inner delta. The weight has one input column: its one magnitude has the shape of either axis."""
+        if isinstance(self.inner, DoRA) and self.inner.magnitude.numel() == 1:
+            return dataclasses.replace(self.inner, on_input=True)
+        return self.inner
+
     def weight_delta(self, weight: Tensor) -> Tensor:
-        return self.inner.weight_delta(weight)
+        return self._acting.weight_delta(weight)
 
     def low_rank(self) -> LowRank | None:
         return None
 
     def check(self, layer: Layer) -> None:
         """Raise AlgorithmError for magnitudes of another layer; `across_groups` has seen the rest."""
-        if isinstance(self.inner, DoRA):
-            expected = 1 if self.inner.on_input else layer.shape[0]
-            if self.inner.magnitude.numel() != expected:
-                raise AlgorithmError(
-                    f"dora: {self.inner.magnitude.numel()} magnitudes for a depthwise convolution of {layer.shape[0]} "
-                    f"channels; expected {layer.shape[0]}, or 1."
-                )
+        if isinstance(self.inner, DoRA) and self.inner.magnitude.numel() not in (1, layer.shape[0]):
+            raise AlgorithmError(
+                f"dora: {self.inner.magnitude.numel()} magnitudes for a depthwise convolution of {layer.shape[0]} "
+                f"channels; expected {layer.shape[0]}, or 1."
+            )
 
     @property
     def seen_by_trainer(self) -> str:

@@ -12,7 +12,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from diffadapt.errors import AlgorithmError
 @dataclass(frozen=True, eq=False)
 class Wrapped(Delta):
     """A delta by way of another one; reports name the inner algorithm."""
+
+    has_file: ClassVar[bool] = False
+    """Whether the inner delta's tensors are what a file holds for the module as it is here."""
 
     inner: Delta
 
