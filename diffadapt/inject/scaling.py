@@ -4,11 +4,15 @@
     {"unet": 0.7, "text_encoder": 0.3}
     {"unet": {"down": 0.2, "mid": 0.6, "up": {"block_0": 1.0, "block_1": [0.3, 0.4, 0.5]}}}
     {"unet": {"up.1.attn2": 0.5, "to_out.0": 0.0, "default": 1.0}}
+    {"transformer": {"double": {"block_0": 0.2}, "single": 0.5, "default": 1.0}}
 
 A key names consecutive, whole path segments: "to_q" never matches "add_to_q", "1" never matches "10". `down`, `mid` and
-`up` are Diffusers' `down_blocks`, `mid_block`, `up_blocks`; `block_1` is the segment `1`; a list numbers its items.
-Nested keys follow one another in the path. The rule with the most segments wins, the later one among equals. What no
-rule names has strength 1 (as in Diffusers), or that of the key "default".
+`up` are Diffusers' `down_blocks`, `mid_block`, `up_blocks`; `double` and `single` (or the original code's
+`double_blocks`, `single_blocks`, `joint_blocks`) are a transformer's blocks of two streams and of one, whatever its
+class calls them: `transformer_blocks` and `single_transformer_blocks` in most. `block_1` is the segment `1`.
+Nested keys follow one another in the path, and a number follows at once: `up: {block_0}` is `up_blocks.0`, not
+`up_blocks.1.attentions.0`. A list numbers blocks, or under one block its attentions. The rule with the most segments
+wins, the later one among equals. What no rule names has strength 1 (as in Diffusers), or that of the key "default".
 """
 
 from __future__ import annotations
@@ -22,14 +26,24 @@ from diffadapt.errors import StackError
 
 Strength: TypeAlias = "float | int | Mapping[str, Strength] | Sequence[Strength]"
 
-_ALIASES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+_ROOT, _OR = "^", "|"
+_DOUBLE = "^transformer_blocks|joint_transformer_blocks|double_stream_blocks|double_blocks"
+_SINGLE = "^single_transformer_blocks|single_stream_blocks|single_blocks"
+_ALIASES = {
+    "down": "down_blocks", "mid": "mid_block", "up": "up_blocks",
+    # At the root only: a UNet's attentions have `transformer_blocks` within.
+    "double": _DOUBLE, "double_blocks": _DOUBLE, "joint_blocks": _DOUBLE, "single": _SINGLE, "single_blocks": _SINGLE,
+}  # fmt: skip
 _NUMBERED = re.compile(r"block_(\d+)")
 DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """groups: runs of whole path segments that follow one another (gaps allowed between runs, not inside)."""
+    """groups: runs of whole path segments that follow one another (gaps allowed between runs, not inside).
+
+    A segment may be one of several, "a|b", and must begin the path where it begins with "^".
+    """
 
     component: str | None
     groups: tuple[tuple[str, ...], ...]
@@ -46,8 +60,8 @@ class Rule:
         at = 0
         for group in self.groups:
             size = len(group)
-            starts = (i for i in range(at, len(segments) - size + 1) if _same(group, segments[i : i + size]))
-            found = next(starts, None)
+            last = len(segments) - size if not group[0].startswith(_ROOT) else min(0, len(segments) - size)
+            found = next((i for i in range(at, last + 1) if _same(group, segments[i : i + size])), None)
             if found is None:
                 return False
             at = found + size
@@ -55,7 +69,10 @@ class Rule:
 
 
 def _same(group: Sequence[str], segments: Sequence[str]) -> bool:
-    return all(g in ("*", s) for g, s in zip(group, segments, strict=True))
+    return all(
+        g in ("*", s) or (_OR in g and s in g.removeprefix(_ROOT).split(_OR))
+        for g, s in zip(group, segments, strict=True)
+    )
 
 
 def _segments(key: str) -> tuple[str, ...]:
@@ -65,6 +82,13 @@ def _segments(key: str) -> tuple[str, ...]:
         parts.append(numbered.group(1) if numbered else part)
     parts[0] = _ALIASES.get(parts[0], parts[0])
     return tuple(parts)
+
+
+def _followed(groups: tuple[tuple[str, ...], ...], segments: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The groups with another: a number belongs to the segment before it."""
+    if groups and segments[0].isdecimal():
+        return (*groups[:-1], groups[-1] + segments)
+    return (*groups, segments)
 
 
 def rules(strength: Strength, components: Sequence[str]) -> list[Rule]:
@@ -86,10 +110,11 @@ def rules(strength: Strength, components: Sequence[str]) -> list[Rule]:
                 walk(inner, component, groups, where)
             elif component is None and not groups and key in components:
                 walk(inner, key, groups, where)
-            else:
+            elif not isinstance(value, Mapping) and groups and groups[-1][-1].isdecimal():
                 # A list under a block numbers its attentions, as in Diffusers: up.block_0: [a, b, c].
-                group = ("attentions", key) if not isinstance(value, Mapping) and groups else _segments(str(key))
-                walk(inner, component, (*groups, group), where)
+                walk(inner, component, (*groups, ("attentions", key)), where)
+            else:
+                walk(inner, component, _followed(groups, _segments(str(key))), where)
 
     walk(strength, None, (), "")
     return sorted(found, key=lambda rule: rule.weight)
@@ -135,7 +160,7 @@ def multipliers(
         if not hits and rule.groups and not _exists(rule, known()):
             raise StackError(
                 f"'{rule.text}' names no module of the pipeline. Components: {', '.join(components)}; blocks are named "
-                "like 'down', 'mid', 'up.1', 'attn2.to_k' (whole path segments)."
+                "like 'down', 'mid', 'up.1', 'double.3', 'single', 'attn2.to_k' (whole path segments)."
             )
     return values
 
