@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from math import prod
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from diffadapt.families import FAMILIES
 from diffadapt.families.base import Family
 from diffadapt.families.model import Layout
 from diffadapt.families.names import Names, Route, renumbered, skeleton_of
-from diffadapt.families.shapes import input_width, output_rows
+from diffadapt.families.shapes import ROTATION, input_width, output_rows
 
 
 class Module(NamedTuple):
@@ -171,7 +172,7 @@ def _fits(layout: Layout, route: Route, tensors: Mapping[str, Tensor]) -> bool |
     if all(len(shape) > 2 and shape[1] == 1 for shape in shapes[0]):
         return None  # what trainers make of a depthwise convolution has any shape
     width, rows = input_width(tensors), output_rows(tensors)
-    inputs = {shape[1] if len(shape) > 1 else shape[0] for shape in shapes[0]}
+    inputs = {prod(shape[1 : None if ROTATION in tensors else 2]) if shape[1:] else shape[0] for shape in shapes[0]}
     outputs = {shape[0] for shape in shapes[0]} if len(shapes) == 1 else {sum(found[0][0] for found in shapes)}
     if route.part is not None:
         outputs = {size // route.part[1] for size in outputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -17,9 +18,23 @@ _OUTPUTS = {
 def input_width(tensors: Mapping[str, Tensor]) -> int | None:
     """The layer's input features (of a convolution: channels), or None where the shapes do not tell.
 
-    tensors: by canonical role. Tucker factors of LoHa hold (rank, out) in their `a`, so LoHa says nothing there.
+    tensors: by canonical role. Tucker factors of LoHa hold (rank, out) in their `a`, so LoHa says nothing there. A
+    rotation has as many inputs as the weight has columns: a convolution's channels times its kernel.
     """
-    return _width(tensors, _INPUTS, "_b", 1) if "hada_t1" not in tensors else None
+    if "hada_t1" in tensors:
+        return None
+    width = _width(tensors, _INPUTS, "_b", 1)
+    return _rotated(tensors.get(ROTATION)) if width is None else width
+
+
+ROTATION = "oft_R"
+
+
+def _rotated(packed: Tensor | None) -> int | None:
+    """The inputs of packed blocks (k, b (b - 1) / 2): k b. None for one block, which all may share."""
+    if packed is None or packed.ndim != 2 or packed.shape[0] == 1:
+        return None
+    return int(packed.shape[0]) * (1 + math.isqrt(1 + 8 * int(packed.shape[1]))) // 2
 
 
 def output_rows(tensors: Mapping[str, Tensor]) -> int | None:

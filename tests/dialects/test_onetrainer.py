@@ -1,7 +1,8 @@
 """OneTrainer's files: for every model it trains, in every format its savers write, and what its modules compute.
 
 `tests/families/manifests/onetrainer` holds the keys and shapes that its own wrapper and savers gave for the full-size
-models at rank 4 with every layer selected, text encoders included where the format can hold them;
+models at rank 4 with every layer selected, text encoders included where the format can hold them: LoRA in all formats,
+three more algorithms in KOHYA, and all of them in all formats for SD 1.5 and Flux.1;
 `onetrainer/*.safetensors` what its own modules gave on tiny models: base weights, inputs, files and outputs, in float64
 but for the algorithms that compute in float32.
 """
@@ -103,6 +104,13 @@ def modules_of(family: Family, component: str) -> dict[str, nn.Module]:
         # SD3's and HiDream's CLIP-L has a projection, as CLIP-bigG everywhere.
         encoder.setdefault("text_projection", nn.Linear(width, width, bias=False, device="meta"))
     return {models.canonical(path): module for path, module in encoder.items()}
+
+
+def test_a_shared_block_leaves_the_family_to_the_header():
+    """One block of 32 channels in every module: SD 2.x only by what OneTrainer says of it."""
+    shapes = {key: [1, 496] for key in files("sd21")["oft kohya"]}
+    assert interpret(RawCheckpoint(stand_in(shapes), HEADER), name="x").family == "sd1"
+    assert interpret(RawCheckpoint(stand_in(shapes), {**HEADER, "ss_v2": "True"}), name="x").family == "sd2"
 
 
 @pytest.mark.parametrize("name", TARGETS)

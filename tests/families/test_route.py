@@ -52,4 +52,7 @@ def test_widths_by_role():
     lokr = {"lokr_w1": torch.zeros(8, 4), "lokr_w2_a": torch.zeros(40, 2), "lokr_w2_b": torch.zeros(2, 192)}
     assert (input_width(lokr), output_rows(lokr)) == (768, 320)
     assert input_width({"oft_blocks": torch.zeros(4, 8, 8)}) is None
+    # 24 blocks of 32; one block may be shared by any number.
+    assert input_width({"oft_R": torch.zeros(24, 496)}) == 768
+    assert input_width({"oft_R": torch.zeros(1, 496)}) is None
     assert output_rows({"oft_blocks": torch.zeros(4, 8, 8)}) == 32
