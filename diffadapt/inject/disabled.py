@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from diffadapt.inject.stack import PipelineAdapters
+Stack = TypeVar("Stack")
 
 
-class Disabled:
-    """Puts the adapters in force again at the end, if they were before."""
+class Disabled(Generic[Stack]):
+    """What `disable` returns: as a context manager it puts the adapters in force again at its end."""
 
-    def __init__(self, stack: PipelineAdapters, was_enabled: bool) -> None:
-        self._stack, self._was_enabled = stack, was_enabled
+    def __init__(self, stack: Stack, enable: Callable[[], None] | None) -> None:
+        """enable: puts them in force again; None where they were out of force before."""
+        self._stack, self._enable = stack, enable
 
-    def __enter__(self) -> PipelineAdapters:
+    def __enter__(self) -> Stack:
         return self._stack
 
     def __exit__(self, *error: object) -> None:
-        if self._was_enabled:
-            self._stack.enable()
+        if self._enable is not None:
+            self._enable()

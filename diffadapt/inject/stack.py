@@ -204,11 +204,11 @@ class PipelineAdapters(StackView):
         """Put the active adapters in force again."""
         self._switch(True)
 
-    def disable(self) -> Disabled:
+    def disable(self) -> Disabled[PipelineAdapters]:
         """Put all adapters out of force, without forgetting their strengths. As a context manager: for a while."""
         was = self._enabled
         self._switch(False)
-        return Disabled(self, was)
+        return Disabled(self, self.enable if was else None)
 
     def _switch(self, on: bool) -> None:
         if on == self._enabled:
