@@ -4,51 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from diffadapt.adapter import Adapter, Foreign, Origin, TargetKey
 from diffadapt.algorithms import Delta, TensorGroup, parse_group
-from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.rows import Exchanged
 from diffadapt.algorithms.total import Sum, same_change
-from diffadapt.dialects import Dialect, Facts, recognise
+from diffadapt.dialects import Dialect, Facts
 from diffadapt.dialects.base import ContextOf
+from diffadapt.dialects.dotted import COMPONENTS
 from diffadapt.dialects.embeddings import is_left_over, take_embeddings
-from diffadapt.dialects.peft import Peft
 from diffadapt.dialects.peft_methods import refuse_method
 from diffadapt.dialects.refusals import refuse
 from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
 from diffadapt.families import Family
 from diffadapt.families.choose import Module, certain, choose, component_of
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer, parts
+from diffadapt.grouping import Group, group_tensors
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.headers import stand_in
 from diffadapt.io.source import Source, read_checkpoint
 from diffadapt.metadata import base_model, read_metadata
 
 _SHOWN = 5
-# Buffers and leftovers: key endings without any effect on the weights, and why.
-_IGNORED = {
-    "position_ids": "a buffer of positions", "logit_scale": "of the whole CLIP, unused in a pipeline",
-    "num_batches_tracked": "a training counter", "initial_lora_reg": "of training only",
-    **dict.fromkeys(("lora_velora_embed", "std_prior", "expert_weights", "expert_weights_prior", "gaussian_var_prior"),
-                    "of PEFT's training only (VeLoRA, MonteCLoRA)"),
-}  # fmt: skip
-_OPTIMIZER = ("optimizer.", "optimizer_state", "ema_decay", "ema_step", "global_step", "lr_scheduler", "train_state")
-
-
-@dataclass
-class _Group:
-    """A module while its keys are collected."""
-
-    slot: str | None
-    name: str
-    flat: bool
-    dialect: Dialect
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
 
 
 def read_adapter(
@@ -108,7 +87,6 @@ class _Reading:
     def __init__(self, raw: RawCheckpoint, name: str, alpha: float | None, classes: frozenset[str]) -> None:
         self.raw, self.name, self.alpha, self.classes = raw, name, alpha, classes
         self.tensors: dict[str, Tensor] = dict(raw.tensors.items())
-        self.ignored: dict[str, str] = {}
         self.unmatched: list[str] = []
         self.targets: dict[TargetKey, Delta] = {}
         self.keys: dict[TargetKey, tuple[str, ...]] = {}
@@ -116,9 +94,9 @@ class _Reading:
         self.foreign_keys: dict[Foreign, tuple[str, ...]] = {}
 
     def adapter(self) -> Adapter:
-        self.set_aside()
-        groups, dialects, evidence = self.grouped()
-        groups = self.shared(groups)
+        file = group_tensors(self.tensors)
+        self.ignored, self.rest, self.bank = dict(file.ignored), file.rest, file.bank
+        groups, dialects, evidence = file.groups, file.dialects, file.evidence
         modules = [Module(group.slot, group.name, group.tensors) for group in groups]
         told = base_model(self.raw.metadata, self.raw.config)
         families = choose(modules, told.lower() if told else None, classes=self.classes)
@@ -139,72 +117,13 @@ class _Reading:
             path=self.raw.path, evidence=evidence, origin=self.origin(groups),
         )  # fmt: skip
 
-    def origin(self, groups: list[_Group]) -> Origin:
+    def origin(self, groups: list[Group]) -> Origin:
         """The file without its data."""
         shapes = {key: stand_in(tensor.dtype, tuple(tensor.shape)) for key, tensor in self.tensors.items()}
         modules = [Module(g.slot, g.name, {role: shapes[key] for role, key in g.keys.items()}) for g in groups]
         return Origin(shapes, tuple(modules), self.raw.config)
 
-    def set_aside(self) -> None:
-        """Sort out the keys that have no effect, and say why."""
-        for key in self.tensors:
-            why = _IGNORED.get(key.rpartition(".")[2]) or ("of the optimizer" if key.startswith(_OPTIMIZER) else None)
-            if why is not None:
-                self.ignored[key] = why
-
-    def grouped(self) -> tuple[list[_Group], list[Dialect], str]:
-        """The modules of the file. A file merged from several dialects is read in all of them, one after the other."""
-        groups: dict[tuple[str | None, str], _Group] = {}
-        dialects: list[Dialect] = []
-        evidence: list[str] = []
-        rest = [key for key in self.tensors if key not in self.ignored]
-        while rest and (found := recognise(rest)) is not None:
-            dialect, recognition = found
-            left = [key for key in rest if not self.collect(key, dialect, groups)]
-            if len(left) == len(rest):
-                break
-            rest = left
-            dialects.append(dialect)
-            evidence.append(f"{dialect.name}: {recognition.evidence}")
-        self.rest = {key: self.tensors[key] for key in rest}
-        return list(groups.values()), dialects, "; ".join(evidence)
-
-    def collect(self, key: str, dialect: Dialect, groups: dict[tuple[str | None, str], _Group]) -> bool:
-        """Put the key's tensor into its module's group; False where the dialect does not know the key."""
-        parts_of_key = dialect.split(key)
-        if parts_of_key is None:
-            return False
-        slot, module, role, flat = parts_of_key
-        group = groups.get((slot, module))
-        if group is None:
-            group = groups[slot, module] = _Group(slot, module, flat, dialect)
-        if role in group.tensors:
-            raise DialectError(
-                f"{key!r} and {group.keys[role]!r} are the same tensor of one module. Expected one: "
-                "the file holds several adapters; save them apart."
-            )
-        group.tensors[role] = self.tensors[key]
-        group.keys[role] = key
-        return True
-
-    def shared(self, groups: list[_Group]) -> list[_Group]:
-        """The groups of modules. What belongs to the whole model (PEFT's shared tensors) becomes the file's bank.
-
-        Raises DialectError where there is nothing else: what the tensors act on cannot be told then.
-        """
-        common = [group for group in groups if not group.name and isinstance(group.dialect, Peft)]
-        modules = [group for group in groups if group.name or not isinstance(group.dialect, Peft)]
-        tensors = {role: tensor for group in common for role, tensor in group.tensors.items()}
-        self.bank = Bank(tensors, tuple(group.name for group in modules))
-        if common and not modules:
-            raise DialectError(
-                f"the file holds only tensors that all modules share ({', '.join(sorted(tensors))}), and not which "
-                "part of them each module takes: PEFT works that out from the order of the trained model's modules. "
-                "Save the adapter again with save_indices=True."
-            )
-        return modules
-
-    def place(self, groups: list[_Group], modules: list[Module], family: Family | None) -> None:
+    def place(self, groups: list[Group], modules: list[Module], family: Family | None) -> None:
         """Make each group's delta and put it where it acts."""
         roles = frozenset(role for group in groups for role in group.tensors)
         facts = Facts(roles, self.raw.metadata, self.raw.config, self.alpha, self.bank)
@@ -220,7 +139,7 @@ class _Reading:
                 context_of = contexts[group.dialect] = group.dialect.contexts(facts)
             self.route(group, module, family, context_of)
 
-    def route(self, group: _Group, module: Module, family: Family | None, context_of: ContextOf) -> None:
+    def route(self, group: Group, module: Module, family: Family | None, context_of: ContextOf) -> None:
         """Find the targets of one group and give them its delta, or its rows."""
         place = component_of(family, module, self.certain) if family else None
         route = place[1].resolve(group.name) if place else None
@@ -294,12 +213,7 @@ def _component(slot: str | None, family: Family | None) -> str | None:
     """The component of a module that no table knows: the family's, or the slot where it is a component's own name."""
     if family is not None and slot is not None and slot in family.slots:
         return family.slots[slot]
-    return slot if slot in _COMPONENTS else None
-
-
-_COMPONENTS = frozenset(
-    {"unet", "transformer", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3"}
-)
+    return slot if slot in COMPONENTS.values() else None
 
 
 def _short_name(raw: RawCheckpoint) -> str:
