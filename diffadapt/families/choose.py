@@ -190,7 +190,8 @@ def slack(family: Family, modules: Sequence[Module]) -> tuple[int, bool]:
     last: dict[tuple[str, str], int] = {}
     depths: dict[tuple[str, str], int] = {}
     for module in modules:
-        for component, names in _knowing(family, module):
+        # Of components that names and shapes leave open, the first is meant (see `component_of`).
+        for component, names in _knowing(family, module)[:1]:
             route = names.resolve(module.name)
             if route is None or names.model is None:
                 continue

@@ -2,7 +2,7 @@
 
 `tests/families/manifests/onetrainer` holds the keys and shapes that its own wrapper and savers gave for the full-size
 models at rank 4 with every layer selected, text encoders included where the format can hold them: LoRA in all formats,
-three more algorithms in KOHYA, and all of them in all formats for SD 1.5 and Flux.1;
+OFT in ORIGINAL, three more algorithms in KOHYA, and all of them in all formats for SD 1.5 and Flux.1;
 `onetrainer/*.safetensors` what its own modules gave on tiny models: base weights, inputs, files and outputs, in float64
 but for the algorithms that compute in float32.
 """
