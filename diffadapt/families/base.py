@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from diffadapt.families.names import Names
@@ -39,6 +40,7 @@ class Family:
     inside: Mapping[str, Names] = field(default_factory=dict)
     rare: bool = False
 
+    @lru_cache(maxsize=4096)  # noqa: B019  (families are few, and live as long as the program)
     def names_of(self, slot: str | None) -> tuple[tuple[str, Names], ...]:
         """The components that a slot may mean, likeliest first: all where the file does not say; none."""
         if slot is None:

@@ -77,11 +77,13 @@ def choose(
                 -_named(family, base_model),
                 family.rare and not verdicts[family][0],
                 strangers(family, names, found),
-                slack(family, modules) if len(found) <= _COMPARED else 0,
             )
             for family in found
         }
         found.sort(key=lambda family: order[family])
+        equals = [family for family in found if order[family] == order[found[0]]]
+        if 1 < len(equals) <= _COMPARED:
+            found[: len(equals)] = sorted(equals, key=lambda family: slack(family, modules))
     return tuple(found)
 
 
