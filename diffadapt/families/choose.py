@@ -65,13 +65,13 @@ def choose(
     agreeing = [family for family in found if verdicts[family][0] > 0 and verdicts[family][1] == 0]
     found = agreeing or found
     # A family that every shape contradicts stays only where all others are contradicted too, as by a tiny model's file.
-    possible = [f for f in found if verdicts[f][1] == 0 or verdicts[f][0] > 0 or _is_of(f, classes)]
+    possible = [f for f in found if verdicts[f][1] == 0 or verdicts[f][0] > 0 or _kinship(f, classes)]
     found = possible or found
     if len(found) > 1:
         names = [module.name for module in modules]
         order = {
             family: (
-                not _is_of(family, classes),
+                -_kinship(family, classes),
                 # Without any agreement (a tiny model's file) the number of contradictions says nothing.
                 verdicts[family][1] if verdicts[family][0] else len(kinds),
                 -_named(family, base_model),
@@ -224,10 +224,12 @@ def _near(kinds: Collection[Kind]) -> list[Family]:
     return [family for family in FAMILIES if family.name in found]
 
 
-def _is_of(family: Family, classes: Collection[str]) -> bool:
-    """Whether a pipeline of these model classes is of the family."""
-    models = [names.model for names in family.components.values() if names.model is not None]
-    return any(model.cls.rpartition(".")[2] in classes for model in models)
+def _kinship(family: Family, classes: Collection[str]) -> int:
+    """How well the family goes with a pipeline of these model classes: 2 for its own denoiser, 1 for an encoder only,
+    which many families share (T5 is Flux' second and SD3's third)."""
+    models = {part: names.model for part, names in family.components.items() if names.model is not None}
+    seen = [part for part, model in models.items() if model.cls.rpartition(".")[2] in classes]
+    return 2 if any("text_encoder" not in part for part in seen) else min(len(seen), 1)
 
 
 def _knows(family: Family, kind: Kind) -> bool:

@@ -39,21 +39,30 @@ def peft_file(specimen: Specimen, path: Path, scale: float = 0.3) -> tuple[int, 
     """Write a LoRA on everything as Diffusers saves it; returns how many modules it has, and PEFT's own output."""
     model = specimen.build()
     names = list(trainable(model))
-    config = LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights=False, target_modules=_only(names))
+    config = LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights=False, target_modules=only(names))
     model = inject_adapter_in_model(config, model)
-    torch.manual_seed(7)
-    file = {}
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            # Each factor gives a vector a length of its own order: the change is about `scale` of the layer's output.
-            fan = parameter[0].numel()
-            parameter.normal_(0, (scale if ".lora_B." in name else 1.0) * fan**-0.5)
-            file[f"{specimen.component}.{name.replace('.default', '')}"] = parameter.detach().clone().contiguous()
+    file = {
+        f"{specimen.component}.{name.replace('.default', '')}": parameter.detach().clone().contiguous()
+        for name, parameter in randomised(model, scale).items()
+    }
     save_file(file, path, metadata={"format": "pt"})
     return len(names), specimen.run(model)
 
 
-def _only(names: list[str]) -> str:
+@torch.no_grad()
+def randomised(model: nn.Module, scale: float) -> dict[str, nn.Parameter]:
+    """PEFT's factors, each of which now gives a vector of its input's length: the change is about `scale` of a layer's
+    output at alpha = rank."""
+    torch.manual_seed(7)
+    found = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    for name, parameter in found.items():
+        fan = parameter[0].numel()
+        parameter.normal_(0, (scale if ".lora_B." in name else 1.0) * fan**-0.5)
+    return found
+
+
+def only(names: list[str]) -> str:
+    """What PEFT takes for exactly these modules."""
     return "|".join(name.replace(".", r"\.") for name in names)
 
 
