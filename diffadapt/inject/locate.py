@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import MergeError
+from diffadapt.families import FAMILIES
 from diffadapt.inject.quantised import dequantised
 from diffadapt.inject.table import tables
 
@@ -68,10 +69,23 @@ class Component:
 def component_name(model: nn.Module) -> str:
     """The component a bare model would be in a pipeline, by its class."""
     name = type(unwrap(model)).__name__
+    if (known := _denoisers().get(name)) is not None:
+        return known
     for word, component in (("ControlNet", "controlnet"), ("UNet", "unet"), ("Transformer", "transformer")):
         if word in name:
             return component
     return "text_encoder" if "Text" in name or "Encoder" in name or "CLIP" in name else "model"
+
+
+@cache
+def _denoisers() -> dict[str, str]:
+    """What the families' pipelines call their models, by class: a HunyuanDiT2DModel is a "transformer" too."""
+    found: dict[str, str] = {}
+    for family in FAMILIES:
+        for component, names in family.components.items():
+            if names.model is not None and "text_encoder" not in component:
+                found.setdefault(names.model.cls.rpartition(".")[2], component)
+    return found
 
 
 def components(owner: Any) -> dict[str, Component]:

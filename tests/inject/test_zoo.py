@@ -55,6 +55,15 @@ def class_of(family: str | None, component: str) -> str:
     return names.model.cls.rpartition(".")[2] if names and names.model else "none"
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_a_bare_model_is_what_a_pipeline_calls_it(name, tmp_path):
+    specimen = ZOO[name]
+    count, _ = peft_file(specimen, tmp_path / "a.safetensors")
+    model = diffadapt.enable(specimen.build())
+    assert len(model.load_adapter(tmp_path / "a.safetensors", strict=True).applied) == count
+    assert list(model.adapters.components()) == [specimen.component]
+
+
 def test_every_class_of_the_families_is_in_the_zoo():
     wanted = {
         names.model.cls.rpartition(".")[2]
