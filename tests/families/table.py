@@ -24,8 +24,10 @@ Written by `python -m tests.families.table` from the families' data and the test
 Every family is read from LoRA files of all its Linears and convolutions, in Diffusers' names, behind each of these
 prefixes: {prefixes}.
 
-*Original names*: also in the names of the model's own code, fused projections included. *Traced*: every row of those names was followed through Diffusers' own checkpoint converter.
-*Files*: key manifests that a trainer's code wrote, of which every key and shape lands on the full-size model.
+*Original names*: also in the names of the model's own code, fused projections included. *Traced*: every row of those
+names was followed through Diffusers' own checkpoint converter. *Files*: key manifests that a trainer's code wrote, of
+which every key and shape lands on the full-size model.
+
 Algorithms do not depend on the family: what is fused, exchanged or joined here is so for all of them.
 
 | family | model class | text encoders | original names | traced | files |
