@@ -11,9 +11,15 @@ from diffadapt.dialects import DIALECTS
 from diffadapt.errors import DiffAdaptError
 from diffadapt.families import FAMILIES, Family, family_named
 from tests.algorithms.samples import SAMPLES
+from tests.dialects.test_onetrainer import FAMILY
+from tests.dialects.test_onetrainer import MANIFESTS as RECORDED
 from tests.families.test_converters import CASES
 from tests.families.test_full_size import ALIKE, MANIFESTS, NAMED, PREFIXES
+from tests.test_reading import MANIFESTS as UNET_MANIFESTS
+from tests.zoo import ZOO
 
+ZOO_CLASSES = {specimen.cls.rpartition(".")[2] for specimen in ZOO.values()}
+ONETRAINER = {FAMILY.get(path.name.split(".")[0], path.name.split(".")[0]) for path in RECORDED.glob("*.json.gz")}
 PATH = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = """# Families, dialects, algorithms
 
@@ -24,14 +30,16 @@ Written by `python -m tests.families.table` from the families' data and the test
 Every family is read from LoRA files of all its Linears and convolutions, in Diffusers' names, behind each of these
 prefixes: {prefixes}.
 
-*Original names*: also in the names of the model's own code, fused projections included. *Traced*: every row of those
+*Forward*: a tiny model of the class runs whole with LoRA, LoKr and OFT that PEFT and LyCORIS wrote, and gives their
+output. *OneTrainer*: all its formats, as its own code wrote them, are read to the last key. *Original names*: also in
+the names of the model's own code, fused projections included. *Traced*: every row of those
 names was followed through Diffusers' own checkpoint converter. *Files*: key manifests that a trainer's code wrote, of
 which every key and shape lands on the full-size model.
 
 Algorithms do not depend on the family: what is fused, exchanged or joined here is so for all of them.
 
-| family | model class | text encoders | original names | traced | files |
-|---|---|---|---|---|---|
+| family | model class | text encoders | original names | traced | forward | OneTrainer | files |
+|---|---|---|:-:|:-:|:-:|:-:|---|
 """
 ALGORITHMS = """
 ## Dialects and algorithms
@@ -62,13 +70,20 @@ def _encoders(family: Family) -> str:
 def _row(family: Family) -> str:
     native = any(names.native for names in family.components.values())
     files = [name for name, (told, _) in MANIFESTS.items() if told == family.name]
+    files += [name for name, (_, told, _) in UNET_MANIFESTS.items() if told == family.name]
+    classes = {names.model.cls.rpartition(".")[2] for names in family.components.values() if names.model}
+    forward = bool(classes & ZOO_CLASSES) or "unet" in family.components
     traced = any(case.split()[0] == family.name for case in CASES)
     alike = f" ({ALIKE[family.name]})" if family.name in ALIKE else ""
     tested = "" if family.name in NAMED or "unet" in family.components else " (own tests)"
     return (
-        f"| `{family.name}`{alike}{tested} | {_class(family)} | {_encoders(family)} | {'yes' if native else '–'} | "
-        f"{'yes' if traced else '–'} | {', '.join(files) or '–'} |"
+        f"| `{family.name}`{alike}{tested} | {_class(family)} | {_encoders(family)} | {_yes(native)} | "
+        f"{_yes(traced)} | {_yes(forward)} | {_yes(family.name in ONETRAINER)} | {', '.join(files) or '–'} |"
     )
+
+
+def _yes(told: bool) -> str:
+    return "yes" if told else "–"
 
 
 def _written() -> list[str]:
