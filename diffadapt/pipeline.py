@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -67,12 +69,26 @@ def load_adapter(
         (`pipe.adapters.parameters(name)`).
     Raises DiffAdaptError of the fitting kind; the pipeline is then exactly as before.
     """
-    adapter = read_adapter(source, alpha=alpha, pipeline=pipeline, **reading)
-    if into:
-        adapter = adapter.moved(into)
     stack: PipelineAdapters = pipeline.adapters
-    name = adapter_name or free_name(adapter.name, stack)
-    return stack.add(adapter, name, weight, rule=strength, strict=strict, trainable=trainable)
+    with _no_collection():
+        adapter = read_adapter(source, alpha=alpha, pipeline=pipeline, **reading)
+        if into:
+            adapter = adapter.moved(into)
+        name = adapter_name or free_name(adapter.name, stack)
+        return stack.add(adapter, name, weight, rule=strength, strict=strict, trainable=trainable)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection for a while. A load makes ten thousand objects that stay, and every full collection that
+    they set off looks at all objects of the program, for a fifth of a second."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def free_name(source: str, stack: PipelineAdapters) -> str:

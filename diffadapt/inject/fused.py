@@ -69,8 +69,9 @@ class FusedProjections:
     def follow(self, component: str, model: nn.Module, slots: Mapping[TargetKey, Slot]) -> None:
         """Hook the fused Linears that a model has now."""
         for path, module in model.named_modules():
-            for fused, names in FUSED_PROJECTIONS.items():
-                linear = getattr(module, fused, None)
+            for fused in FUSED_PROJECTIONS.keys() & module._modules.keys():
+                names = FUSED_PROJECTIONS[fused]
+                linear = getattr(module, fused)
                 parts = [getattr(module, name, None) for name in names]
                 if not isinstance(linear, nn.Linear) or not all(isinstance(p, nn.Linear) for p in parts):
                     continue

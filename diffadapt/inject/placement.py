@@ -148,8 +148,9 @@ def _find(adapter: Adapter, parts: Mapping[str, Component]) -> tuple[Found, list
     """source key -> (key in this pipeline, delta) for what finds a module, and the names of what does not."""
     found: Found = {}
     missing: list[str] = []
+    of_prior = "prior" in adapter.components
     for key, delta in adapter.targets.items():
-        component = parts.get(_part_of(key.component, adapter, parts))
+        component = parts.get(_part_of(key.component, of_prior, parts))
         path = component.resolve(key.module) if component is not None else None
         if component is None or path is None:
             missing.append(".".join(key))
@@ -166,9 +167,8 @@ def _find(adapter: Adapter, parts: Mapping[str, Component]) -> tuple[Found, list
     return found, missing
 
 
-def _part_of(name: str, adapter: Adapter, parts: Mapping[str, Component]) -> str:
+def _part_of(name: str, of_prior: bool, parts: Mapping[str, Component]) -> str:
     """What the pipeline calls a component: pipelines of a prior and a decoder put `prior_` before the prior's own."""
-    of_prior = any(key.component == "prior" for key in adapter.targets) or name == "prior"
     return f"prior_{name}" if of_prior and f"prior_{name}" in parts else name
 
 

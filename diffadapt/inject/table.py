@@ -30,9 +30,9 @@ def tables(model: nn.Module) -> dict[str, Table]:
     """The tables of a model by the path of their parameter."""
     found: dict[str, Table] = {}
     for path, module in model.named_modules():
-        if Layer.of(module) is None:
-            for name, _ in module.named_parameters(recurse=False):
-                found[f"{path}.{name}" if path else name] = Table(module, name)
+        own = [name for name, parameter in module._parameters.items() if parameter is not None]
+        if own and Layer.of(module) is None:
+            found |= {f"{path}.{name}" if path else name: Table(module, name) for name in own}
     return found
 
 
