@@ -57,7 +57,8 @@ class Explanation:
     evidence: the keys that decided the dialect. candidates: families it may be for, best first; ambiguous: keys and
     shapes leave more than one. ruled_out: families that know the names, and why they are not meant. dtypes: tensors by
     type. tags: the most frequent training tags. hashes: by name, where asked for. norm: of all changes together, where
-    asked for. header_only: the tensors' data were not looked at. Paths and keys are the file's own.
+    asked for. header_only: the tensors' data were not looked at;
+    alphas_sampled: nor all alphas, but one of each kind of module. Paths and keys are the file's own.
     """
 
     source: str
@@ -82,6 +83,7 @@ class Explanation:
     norm: float | None = None
     file_bytes: int | None = None
     header_only: bool = False
+    alphas_sampled: bool = False
 
     @property
     def family(self) -> str | None:
@@ -128,7 +130,7 @@ class Explanation:
             "trigger_words": list(self.trigger_words),
             "tags": [list(tag) for tag in self.tags],
             "hashes": None if self.hashes is None else dict(self.hashes),
-            "file": {"bytes": self.file_bytes, "header_only": self.header_only},
+            "file": {"bytes": self.file_bytes, "header_only": self.header_only, "alphas_sampled": self.alphas_sampled},
             "unmatched": list(self.unmatched),
             "ignored": dict(self.ignored),
             "problems": [dict(vars(problem)) for problem in self.problems],
@@ -139,6 +141,7 @@ class Explanation:
         types = ", ".join(self.dtypes)
         size = "" if self.file_bytes is None else f", {_short(self.file_bytes)}B"
         only = ", only its header read" if self.header_only else ""
+        only += ", and an alpha of each kind of module" if self.alphas_sampled else ""
         facts: list[tuple[str, Iterable[str]]] = [
             ("dialect", [self.evidence or self.dialect]),
             ("family", self._families()),

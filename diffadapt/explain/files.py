@@ -144,7 +144,9 @@ def _explained(found: Found, wanted: Wanted) -> Explanation:
 
 
 def _alone() -> None:
-    """Set a worker up: one thread each, for there are as many workers as processors."""
+    """Set a worker up: one thread each, for there are as many workers as processors. Alphas are sampled."""
+    global _recogniser
+    _recogniser = Recogniser(sampled=True)
     torch.set_num_threads(1)
     # What was made before will not become garbage, and what headers make has no cycles: collections need seldom walk.
     gc.freeze()

@@ -95,7 +95,9 @@ class _Structure:
 class Recogniser:
     """Explains headers, and remembers structures. One for each process."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampled: bool = False) -> None:
+        """sampled: alphas are read for one module of each kind only (see `headers.small_tensors`)."""
+        self.sampled = sampled
         self._structures: OrderedDict[bytes, _Structure] = OrderedDict()
 
     def explain(self, header: HeaderText) -> Explanation:
@@ -109,12 +111,15 @@ class Recogniser:
             if not parsed.tensors:
                 raise NotAnAdapterError(f"{header.name}: holds no tensors. Expected an adapter's weights.")
             own = parsed.metadata if metadata is None else None
-            known = _Structure(small_tensors(parsed.tensors), parsed.file_bytes - parsed.data_start, own)
+            known = _Structure(small_tensors(parsed.tensors, self.sampled), parsed.file_bytes - parsed.data_start, own)
             self._remember(digest, known)
         metadata = metadata if known.metadata is None else known.metadata
         found = self._found(header, known, metadata or {}, parsed)
         found = with_metadata(found, metadata or {}, header.config)
-        return replace(found, source=header.name, file_bytes=header.file_bytes, header_only=True)
+        sampled = bool(known.small.alike) and header.path is not None
+        return replace(
+            found, source=header.name, file_bytes=header.file_bytes, header_only=True, alphas_sampled=sampled
+        )
 
     def _remember(self, digest: bytes, known: _Structure) -> None:
         self._structures[digest] = known

@@ -5,11 +5,13 @@ they are. Of local files the few bytes of scalars (alpha) are read too, because 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import RawIOBase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -81,15 +83,20 @@ def read_text(path: Path, name: str | None = None) -> HeaderText:
     return HeaderText(text, size, name, config_beside(path), path)
 
 
+_ALPHA, _NUMBERS = ".alpha", re.compile(r"\d+")
+
+
 class Small(NamedTuple):
     """The tensors that are read with the header: their keys and bytes each, and where they lie in the data section.
 
-    runs: byte ranges; those of neighbours are one. total: bytes of all.
+    runs: byte ranges; those of neighbours are one. total: bytes of all. alike: keys that are not read -> the key whose
+    bytes stand for theirs.
     """
 
     sizes: tuple[tuple[str, int], ...]
     runs: tuple[tuple[int, int], ...]
     total: int
+    alike: Mapping[str, str] = MappingProxyType({})
 
     def by_key(self, joined: bytes) -> dict[str, bytes]:
         """The bytes of each tensor, from those of all."""
@@ -97,19 +104,38 @@ class Small(NamedTuple):
         place = 0
         for key, size in self.sizes:
             found[key] = joined[place : (place := place + size)]
-        return found
+        return found | {key: found[other] for key, other in self.alike.items()}
 
 
-def small_tensors(infos: Mapping[str, TensorInfo]) -> Small:
-    """The scalars, flags and shapes among the tensors. infos: in the order of the data."""
+def small_tensors(infos: Mapping[str, TensorInfo], sampled: bool = False) -> Small:
+    """The scalars, flags and shapes among the tensors. infos: in the order of the data.
+
+    sampled: of alphas that differ in nothing but the numbers in their names and belong to one rank, the first stands
+    for all. They lie far apart, each a page of the disk of its own: for thousands of files that is what takes long.
+    """
     sizes: list[tuple[str, int]] = []
     runs: list[tuple[int, int]] = []
+    first: dict[tuple[str, int | None], str] = {}
+    alike: dict[str, str] = {}
     for key, info in infos.items():
-        if info.stop - info.start <= _SMALL_BYTES:
-            sizes.append((key, info.stop - info.start))
-            joins = runs and runs[-1][1] == info.start
-            runs[-1:] = [(runs[-1][0], info.stop)] if joins else [*runs[-1:], (info.start, info.stop)]
-    return Small(tuple(sizes), tuple(runs), sum(size for _, size in sizes))
+        if info.stop - info.start > _SMALL_BYTES:
+            continue
+        if sampled and key.endswith(_ALPHA):
+            other = first.setdefault((_NUMBERS.sub("#", key), _rank_of(key, infos)), key)
+            if other != key:
+                alike[key] = other
+                continue
+        sizes.append((key, info.stop - info.start))
+        joins = runs and runs[-1][1] == info.start
+        runs[-1:] = [(runs[-1][0], info.stop)] if joins else [*runs[-1:], (info.start, info.stop)]
+    return Small(tuple(sizes), tuple(runs), sum(size for _, size in sizes), alike)
+
+
+def _rank_of(alpha: str, infos: Mapping[str, TensorInfo]) -> int | None:
+    """The rank of an alpha's module, where it is a LoRA's."""
+    module = alpha.removesuffix(_ALPHA)
+    down = infos.get(f"{module}.lora_down.weight") or infos.get(f"{module}.lora_A.weight")
+    return down.shape[0] if down is not None and down.shape else None
 
 
 def read_small(path: Path, data_start: int, small: Small) -> bytes:

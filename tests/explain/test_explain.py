@@ -216,3 +216,21 @@ def test_a_state_dict_explains_itself():
     assert (found.family, found.hashes, found.file_bytes) == ("sd1", None, None)
     assert found.norm == pytest.approx(4 * (640 * 768) ** 0.5)
     json.dumps(found.to_dict())
+
+
+def test_sampled_alphas_stand_for_those_of_their_kind(tmp_path):
+    """Among thousands of files one alpha is read for each kind of module and rank; the explanation says so."""
+    tensors = {}
+    for block, rank in ((0, 4), (1, 4), (2, 8)):
+        key = f"lora_unet_down_blocks_{block}_attentions_0_proj_in"
+        tensors |= {
+            f"{key}.lora_down.weight": torch.ones(rank, 320, 1, 1), f"{key}.lora_up.weight": torch.ones(320, rank, 1, 1),
+            f"{key}.alpha": torch.tensor(float(rank)),
+        }  # fmt: skip
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path)
+    every, sampled = explain_file(path), explain_file(path, recogniser=Recogniser(sampled=True))
+    assert not every.alphas_sampled
+    assert sampled.alphas_sampled
+    assert replace(sampled, alphas_sampled=False) == every
+    assert "an alpha of each kind" in str(sampled)
