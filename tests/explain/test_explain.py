@@ -224,9 +224,10 @@ def test_sampled_alphas_stand_for_those_of_their_kind(tmp_path):
     for block, rank in ((0, 4), (1, 4), (2, 8)):
         key = f"lora_unet_down_blocks_{block}_attentions_0_proj_in"
         tensors |= {
-            f"{key}.lora_down.weight": torch.ones(rank, 320, 1, 1), f"{key}.lora_up.weight": torch.ones(320, rank, 1, 1),
+            f"{key}.lora_down.weight": torch.ones(rank, 320, 1, 1),
+            f"{key}.lora_up.weight": torch.ones(320, rank, 1, 1),
             f"{key}.alpha": torch.tensor(float(rank)),
-        }  # fmt: skip
+        }
     path = tmp_path / "a.safetensors"
     save_file(tensors, path)
     every, sampled = explain_file(path), explain_file(path, recogniser=Recogniser(sampled=True))
