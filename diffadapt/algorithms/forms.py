@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffadapt.algorithms.layer import Layer
@@ -109,6 +110,22 @@ class Rotate(ChannelForm):
             return torch.matmul(self.excess, blocks).reshape(v.shape)
         blocks = v.reshape(-1, k, n).transpose(0, 1)
         return torch.bmm(blocks, self.excess.transpose(1, 2)).transpose(0, 1).reshape(v.shape)
+
+    def added(self, v: Tensor, weight: float, out: Tensor, shift: Tensor | None = None) -> Tensor:
+        """out = v + weight * change(v - shift), for activations with channels last; `out` may be v itself.
+
+        A run of columns at a time, which stays in a processor's cache between its product and its sum: activations are
+        read and written once. Not for autograd. shift: (channels,), the bias that is part of v and is not turned.
+        """
+        k, n, _ = self.excess.shape
+        biases: list[Tensor | None] = [None] * k
+        if shift is not None:
+            biases[:] = torch.bmm(self.excess, -shift.view(k, n, 1)).view(k, n)
+        for run, into, block, bias in zip(
+            torch.split(v, n, -1), torch.split(out, n, -1), self.excess, biases, strict=True
+        ):
+            torch.add(run, F.linear(run, block, bias), alpha=weight, out=into)
+        return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffadapt.algorithms.base import Delta
-from diffadapt.algorithms.forms import BiasChange, Branch, Dense, Form, LowRank, TwoSided
+from diffadapt.algorithms.forms import BiasChange, Branch, Dense, Form, LowRank, Rotate, TwoSided
 from diffadapt.algorithms.layer import Layer
 from diffadapt.inject.locate import weight_of
 from diffadapt.inject.pack import Pack, Part, build_pack, channel_forms, low_rank_change
@@ -166,6 +166,9 @@ class Slot:
             self._plain = x
         else:
             self._plains[threading.get_ident()] = x
+        alone = self._lone_rotation(x, pack.inputs, pack)
+        if alone is not None:
+            return (alone[0].added(x, alone[1], torch.empty_like(x)), *args[1:])
         return (self._add_changes(x, x, pack.inputs, pack), *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -192,7 +195,11 @@ class Slot:
         if pack.inputs and not folded:
             moved = self._add_changes(torch.zeros_like(x), x, pack.inputs, pack)
             y = y + self._product(forward, moved, pack)
-        if pack.outputs or pack.two_sided:
+        alone = self._lone_rotation(output, pack.outputs, pack) if y is output and not pack.two_sided else None
+        if alone is not None:
+            into = output if output._base is None else torch.empty_like(output)
+            y = alone[0].added(output, alone[1], into, pack.base_bias)
+        elif pack.outputs or pack.two_sided:
             plain = output if pack.base_bias is None else output - self._as_channels(pack.base_bias, output)
             y = self._add_changes(y, plain, pack.outputs, pack)
             for part in pack.two_sided:
@@ -220,6 +227,16 @@ class Slot:
             return None
         spans = [s for s, e in zip(pack.spans, self.entries, strict=True) if e.multiplier and s[1] > s[0]]
         return (spans[0][0], spans[-1][1]) if spans else (0, 0)
+
+    def _lone_rotation(self, v: Tensor, parts: tuple[Part, ...], pack: Pack) -> tuple[Rotate, float] | None:
+        """The rotation and its multiplier, where it is all there is to do on a processor's activations; else None."""
+        eager = not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        if not parts or not eager or v.device.type != "cpu" or v.dtype != pack.dtype or self.layer.kind != "linear":
+            return None
+        active = [(form, weight) for form, part in channel_forms(parts) if (weight := self._weight(part, pack))]
+        if len(active) != 1 or not isinstance(active[0][0], Rotate):
+            return None
+        return active[0][0], float(active[0][1])
 
     def _add_changes(self, to: Tensor, v: Tensor, parts: tuple[Part, ...], pack: Pack) -> Tensor:
         for form, part in channel_forms(parts):
