@@ -83,7 +83,7 @@ MANIFESTS = {
     "flux1-kohya-lora": ("flux1", 494), "flux1-kohya-lora-te1": ("flux1", 566),
     "flux1-kohya-lora-inputs-te1-te3": ("flux1", 742), "flux1-kohya-oft": ("flux1", 494),
     "flux1-onetrainer-lora-comfy": ("flux1", 744), "flux1-peft-base-model-lora": ("flux1", 381),
-    "flux1-simpletuner-lycoris-lokr": ("flux1", 342),
+    "flux1-simpletuner-lycoris-lokr": ("flux1", 342), "flux1-xlabs-lora": ("flux1", 24),
     "flux2-klein4b-musubi-lora": ("flux2_klein_4b", 100), "flux2-klein4b-aitoolkit-lokr": ("flux2_klein_4b", 100),
     "flux2-klein4b-onetrainer-dora-original": ("flux2_klein_4b", 100),
     "flux2-klein4b-onetrainer-oft-comfy": ("flux2_klein_4b", 100),
