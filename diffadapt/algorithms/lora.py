@@ -69,6 +69,7 @@ class LoRA(Delta):
                 f"{group.name}: lora_mid {tuple(mid.shape)} does not fit lora_down {tuple(down.shape)}; expected "
                 "(rank, rank, *kernel) and (rank, in, 1, ...)."
             )
+        _check_shape(group, up, down)
         split = _split_blocks(group.peek("alpha"), up, context)
         alpha = group.take_alpha(rank, context) * split
         config = context.config
@@ -118,6 +119,17 @@ class LoRA(Delta):
     def rows(self, start: int, stop: int) -> LoRA:
         bias = None if self.bias is None else self.bias[start:stop]
         return dataclasses.replace(self, up=self.up[start:stop], bias=bias)
+
+
+def _check_shape(group: TensorGroup, up: Tensor, down: Tensor) -> None:
+    """Take ComfyUI's `reshape_weight`: the weight's shape once it is padded for the pair, which the pair says too.
+
+    Raises AlgorithmError where it says something else.
+    """
+    told = group.take_optional("reshape_weight")
+    shape = (up.shape[0], *down.shape[1:])
+    if told is not None and tuple(told.flatten().tolist()) != shape:
+        raise AlgorithmError(f"{group.name}: reshape_weight says {told.flatten().tolist()}, its pair makes {shape}.")
 
 
 def _split_blocks(alpha: Tensor | None, up: Tensor, context: Context) -> int:

@@ -44,13 +44,16 @@ SINGLE = (
 BLOCKS = (*JOINT, *FEED_FORWARD, *SINGLE, *MODULATION)
 """The blocks' original names, which Flux' descendants share."""
 
-PARTS = tuple(
-    Rule(f"{rule.foreign}.{n}", (target,), written=False)
-    for rule in (*JOINT, *SINGLE)
-    if rule.written and len(rule.targets) > 1
-    for n, target in enumerate(rule.targets)
+PARTS = (
+    Rule("img_in.proj", ("x_embedder",), written=False),
+    *(
+        Rule(f"{rule.foreign}.{n}", (target,), written=False)
+        for rule in (*JOINT, *SINGLE)
+        if rule.written and len(rule.targets) > 1
+        for n, target in enumerate(rule.targets)
+    ),
 )
-"""OneTrainer's older layout: the parts of a fused module by number, each an adapter of its own."""
+"""OneTrainer's older layout: the parts of a fused module by number, each an adapter of its own; `img_in.proj`."""
 
 DIFFSYNTH = (
     Rule("blocks.{i}.attn.a_to_qkv", under(f"{_DOUBLE}.attn", _QKV), written=False),

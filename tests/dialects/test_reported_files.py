@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffadapt.errors import AlgorithmError
 from diffadapt.reading import read_adapter
 
 
@@ -91,3 +92,28 @@ def test_a_reported_file_is_read_whole(case):
     assert not adapter.unmatched
     assert not adapter.foreign
     assert not adapter.ignored
+
+
+def test_control_loras_in_comfyui_s_generic_roles():
+    """`reshape_weight` says what the pair says; `set_weight` and `diff_b` stand beside pairs."""
+    block = "diffusion_model.double_blocks.0.img_attn"
+    file = {
+        **pairs({"diffusion_model.img_in": (128, 3072)}, "lora_A.weight", "lora_B.weight"),
+        **pairs({f"{block}.proj": (3072, 3072)}, "lora_A.weight", "lora_B.weight"),
+        "diffusion_model.img_in.reshape_weight": torch.tensor([3072, 128]),
+        f"{block}.norm.key_norm.set_weight": torch.ones(128), f"{block}.proj.diff_b": torch.ones(3072),
+    }  # fmt: skip
+    adapter = read_adapter(file)
+    assert (adapter.family, len(adapter.targets), adapter.unmatched) == ("flux1", 3, ())
+    file["diffusion_model.img_in.reshape_weight"] = torch.tensor([3072, 64])
+    with pytest.raises(AlgorithmError, match=r"img_in: reshape_weight says \[3072, 64\], its pair makes \(3072, 128\)"):
+        read_adapter(file)
+
+
+def test_onetrainer_s_older_layout():
+    """The parts of a fused module are modules of their own, by number."""
+    names = {f"transformer.double_blocks.0.img_attn.qkv.{n}": (3072, 3072) for n in range(3)}
+    adapter = read_adapter(pairs({**names, "transformer.img_in.proj": (64, 3072)}, *KOHYA))
+    assert {key.module for key in adapter.targets} == {
+        "x_embedder", *(f"transformer_blocks.0.attn.to_{part}" for part in "qkv"),
+    }  # fmt: skip
