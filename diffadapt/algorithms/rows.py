@@ -73,6 +73,11 @@ class Exchanged(Wrapped):
         change = self.inner.bias_delta(None if bias is None else _swapped(bias))
         return None if change is None else _swapped(change)
 
+    def bias_change(self, bias: Tensor | None, weight: Callable[[], Tensor]) -> Tensor | None:
+        swapped = None if bias is None else _swapped(bias)
+        change = self.inner.bias_change(swapped, lambda: _swapped(weight()))
+        return None if change is None else _swapped(change)
+
     def low_rank(self) -> LowRank | None:
         pair = self.inner.low_rank()
         return None if pair is None else dataclasses.replace(pair, up=_swapped(pair.up))
@@ -111,6 +116,13 @@ class InRows(Wrapped):
         change = self.inner.bias_delta(bias[start:stop])
         return None if change is None else _padded(change, start, bias.shape[0])
 
+    def bias_change(self, bias: Tensor | None, weight: Callable[[], Tensor]) -> Tensor | None:
+        if bias is None:
+            return self.bias_delta(None)
+        start, stop = self._span(bias.shape[0])
+        change = self.inner.bias_change(bias[start:stop], lambda: weight()[start:stop])
+        return None if change is None else _padded(change, start, bias.shape[0])
+
     def low_rank(self) -> LowRank | None:
         pair = self.inner.low_rank()
         if pair is None:
@@ -141,6 +153,9 @@ class FirstColumns(Wrapped):
     def bias_delta(self, bias: Tensor | None) -> Tensor | None:
         return self.inner.bias_delta(bias)
 
+    def bias_change(self, bias: Tensor | None, weight: Callable[[], Tensor]) -> Tensor | None:
+        return self.inner.bias_change(bias, lambda: weight()[:, : self.width])
+
     def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
         """Low rank stays low rank: the added columns of `down` are zero."""
         pair = self.inner.low_rank()
@@ -148,7 +163,7 @@ class FirstColumns(Wrapped):
             return super().forms(layer, weight, bias)
         missing = layer.shape[1] - self.width
         down = torch.cat([pair.down, pair.down.new_zeros(pair.down.shape[0], missing)], dim=1)
-        change = self.bias_delta(bias())
+        change = self.bias_change(bias(), weight)
         main = dataclasses.replace(pair, down=down)
         return (main,) if change is None else (main, BiasChange(change))
 

@@ -70,11 +70,12 @@ class PipelineAdapters(StackView):
         values = self._resolve(loaded, strength, parts)
         if any(key in self._merged for key in self._widened.wanted(loaded)):
             raise StackError(f"{adapter.source} widens an input layer whose weight holds adapters; unmerge them first.")
-        loaded.embeddings.install(self._owner)
-        self._live.relayer(self._widened.widen(loaded, self._loaded.values(), parts))
+        others = list(self._loaded.values())
         self._loaded[name] = loaded
         self._live.add(loaded)
         try:
+            loaded.embeddings.install(self._owner)
+            self._live.relayer(self._widened.widen(loaded, others, parts))
             self._apply({name: (strength, values)})
         except BaseException:
             self._drop(name)
@@ -155,23 +156,26 @@ class PipelineAdapters(StackView):
         before: dict[str, tuple[Strength, Sequence[float]]] = {
             n: (self._loaded[n].strength, self._loaded[n].values) for n in changes
         }
-        self._write(changes)
-        if self._options is None:
-            return
         try:
-            self._merge()
+            self._bring(changes)
         except BaseException:
-            self._write(before)
-            self._merge()
+            self._bring(before)
             raise
 
-    def _write(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
+    def _bring(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
         for name, (strength, values) in changes.items():
             loaded = self._loaded[name]
             loaded.strength = strength
             for placement, value in zip(loaded.placements, values, strict=True):
                 self._live.put(placement, value)
-        self._refresh()
+        self._settle_mix()
+
+    def _settle_mix(self) -> None:
+        """Bring the live side, and the weights where they are merged, to the mix in force."""
+        if self._options is None:
+            self._refresh()
+        else:
+            self._merge()
 
     def _refresh(self) -> None:
         self._live.refresh(self._loaded.values(), self._hidden)
@@ -215,13 +219,11 @@ class PipelineAdapters(StackView):
             return
         self._enabled = on
         try:
-            if self._options is not None:
-                self._merge()
+            self._settle_mix()
         except BaseException:
             self._enabled = not on
-            raise
-        finally:
             self._refresh()
+            raise
 
     # -- merging -----------------------------------------------------------------------------------------------
 
@@ -286,12 +288,14 @@ class PipelineAdapters(StackView):
         if release:
             self._merged.release()
         self._options = None
+        self._live.relayer(self._widened.narrow(self._loaded.values(), self.components(), self._merged.modules))
         self._settle()
 
     def keep_merged(self) -> None:
         """Make the merge final: the weights stay as they are, and the merged adapters leave the stack, also those that
         were merged in some components only."""
         names = [name for name in self.names if self._options is not None and self._options.takes(name)]
+        self._widened.keep(self._merged.modules)
         self._merged.modules.clear()
         self._tables.keep(self._loaded.values(), names)
         self._options = None

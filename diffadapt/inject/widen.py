@@ -6,7 +6,7 @@ the model's `in_channels` follows, which the pipelines read. Adapters of the nar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from torch import nn
 from diffadapt.adapter import TargetKey
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.rows import FirstColumns
+from diffadapt.errors import StackError
 from diffadapt.inject.locate import Component
 from diffadapt.inject.placement import Loaded
+from diffadapt.inject.quantised import quantiser_of
 
 
 class WidenedInputs:
@@ -31,18 +33,32 @@ class WidenedInputs:
         return [p.key for p in loaded.placements if _wider(p.layer, p.module)]
 
     def widen(self, loaded: Loaded, others: Iterable[Loaded], parts: Mapping[str, Component]) -> list[TargetKey]:
-        """Give the layers of an adapter the columns it needs; the other adapters keep to theirs. Returns the layers."""
+        """Give the layers of an adapter the columns it needs; the other adapters keep to theirs. Returns the layers.
+
+        Raises StackError for a weight that is packed by a quantiser or offloaded.
+        """
         changed = self.wanted(loaded)
         for key in changed:
             placement = next(p for p in loaded.placements if p.key == key)
+            weight = placement.module.weight
+            if weight.device.type == "meta" or quantiser_of(weight) is not None:
+                raise StackError(
+                    f"{loaded.adapter.source} widens {'.'.join(key)}, whose weight is quantised or offloaded. Load it "
+                    "before enabling offload, or leave this layer out of the quantisation."
+                )
             width = int(placement.module.in_features)  # type: ignore[arg-type]
-            self._widths.setdefault(key, width)
             _resize(placement.module, placement.layer.shape[1], parts[key.component].model, key)
+            self._widths.setdefault(key, width)
             for other in (p for adapter in others for p in adapter.placements if p.key == key):
                 if not isinstance(other.delta, FirstColumns):
                     other.delta = other.entry.delta = FirstColumns(other.delta, width)
                 other.layer = placement.layer
         return changed
+
+    def keep(self, kept: Collection[TargetKey]) -> None:
+        """Layers whose weights keep what is merged into them keep their columns."""
+        for key in [key for key in self._widths if key in kept]:
+            del self._widths[key]
 
     def narrow(
         self, left: Iterable[Loaded], parts: Mapping[str, Component], merged: Iterable[TargetKey]

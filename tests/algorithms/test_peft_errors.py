@@ -10,6 +10,7 @@ from diffadapt.algorithms import Context, TensorGroup, parse_group
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.rows import Exchanged, InRows
 from diffadapt.errors import AlgorithmError
 from tests.algorithms.reference import change_error, live, merged
 from tests.algorithms.samples import SAMPLES
@@ -205,3 +206,19 @@ def test_glora_s_bias_moves_with_the_weight():
     truth = layer(x) + (layer.weight @ column.double()).squeeze(-1)
     assert change_error(live(layer, delta, x), truth, layer(x)) < 1e-6
     assert delta.bias_change(None, lambda: layer.weight) is None
+
+
+def test_a_wrapped_glora_moves_the_bias_with_its_own_rows():
+    """Exchanged halves, and a part of a wider layer: path C sees the weight as its trainer did."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 10).double(), torch.randn(3, 6, dtype=torch.float64)
+    column = torch.randn(6, 1)
+
+    def delta(rows):
+        shapes = {"A": (rows, 6), "B": (rows, 6), "D": (rows,), "E": (rows,)}
+        return parse({f"glora_{path}.zeros": torch.zeros(s) for path, s in shapes.items()} | {"glora_C.X": column})
+
+    moved = (layer.weight @ column.double()).squeeze(-1)
+    assert change_error(live(layer, Exchanged(delta(10)), x), layer(x) + moved, layer(x)) < 1e-6
+    second = torch.cat([torch.zeros(5), moved[5:]])
+    assert change_error(live(layer, InRows(delta(5), 1, 2), x), layer(x) + second, layer(x)) < 1e-6

@@ -138,3 +138,41 @@ def test_bfl_names_mean_the_same(oracle):
     report = pipe.load_adapter(file)
     assert report.complete, report
     torch.testing.assert_close(run(model), oracle, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kept_merge_keeps_the_columns(oracle):
+    model = tiny.flux()
+    pipe = diffadapt.enable(pipeline(model))
+    pipe.load_adapter(control_file(), adapter_name="control")
+    pipe.adapters.merge()
+    pipe.adapters.keep_merged()
+    assert not pipe.adapters.names
+    assert model.config.in_channels == 8
+    torch.testing.assert_close(run(model), oracle, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_that_a_merge_held_go_with_it():
+    """A plain adapter is still merged into the wide layer when the Control LoRA leaves."""
+    model = tiny.flux()
+    before = copy.deepcopy(model.state_dict())
+    pipe = diffadapt.enable(pipeline(model))
+    pipe.load_adapter(plain_file(), adapter_name="plain")
+    pipe.load_adapter(control_file(), adapter_name="control")
+    pipe.adapters.merge()
+    pipe.adapters.remove("control")
+    assert model.x_embedder.in_features == 8
+    pipe.adapters.unmerge()
+    assert model.x_embedder.in_features == 4
+    pipe.adapters.remove("plain")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_layer_that_cannot_be_widened_leaves_everything_as_it_was():
+    model = tiny.flux()
+    model.x_embedder.to("meta")
+    pipe = diffadapt.enable(pipeline(model))
+    with pytest.raises(diffadapt.StackError, match=r"widens transformer\.x_embedder"):
+        pipe.load_adapter(control_file(), adapter_name="control")
+    assert not pipe.adapters.names
+    assert (model.x_embedder.in_features, model.config.in_channels) == (4, 4)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -116,3 +116,20 @@ def test_linears_that_are_read_and_never_called(merged):
     pipe.adapters.set({"a": 0.5})
     pipe.adapters.remove("a")
     assert tiny.same_bits(model, before)
+
+
+def test_a_table_that_somebody_changed_stops_a_switch_half_way():
+    """The strengths stay those of before, everywhere."""
+    model = wan()
+    diffadapt.enable(model)
+    model.load_adapter(file(), adapter_name="distilled")
+    seen = run(model)
+    with torch.no_grad():
+        model.scale_shift_table += 1
+    with pytest.raises(diffadapt.MergeError, match="somebody else changed"):
+        model.adapters.set({"distilled": 0.5})
+    assert model.adapters.active == {"distilled": 1.0}
+    assert set(model.adapters.values("distilled").values()) == {1.0}
+    with torch.no_grad():
+        model.scale_shift_table -= 1
+    torch.testing.assert_close(run(model), seen, rtol=1e-4, atol=1e-5)
