@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
 from diffadapt.inject.fitting import fitted, siblings
 from diffadapt.inject.locate import Component
-from diffadapt.inject.merging import MergedWeights
+from diffadapt.inject.merging import MergedWeights, Wanted
 from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.slot import Entry
 from diffadapt.inject.table import is_called
@@ -128,6 +128,15 @@ class Loaded:
             return self.adapter
         now = {p.source: p.entry.delta.map_tensors(lambda t: t.detach().clone()) for p in self.placements}
         return dataclasses.replace(self.adapter, targets={**self.adapter.targets, **now})
+
+
+def mix_of(placements: Iterable[Placement], factor: float = 1.0) -> dict[TargetKey, Wanted]:
+    """What the weights are to hold of these placements, at their strengths times `factor`."""
+    mix: dict[TargetKey, Wanted] = {}
+    for p in placements:
+        if p.value != 0.0:
+            mix.setdefault(p.key, Wanted(p.module, p.layer, [])).deltas.append((p.multiplier * factor, p.entry.delta))
+    return mix
 
 
 def _trainable(delta: Delta) -> Delta:

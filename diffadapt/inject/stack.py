@@ -16,8 +16,8 @@ from diffadapt.inject.disabled import Disabled
 from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component, components
 from diffadapt.inject.merge import Remember
-from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, Wanted, frozen
-from diffadapt.inject.placement import LINEAR, Loaded, place
+from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, frozen
+from diffadapt.inject.placement import LINEAR, Loaded, mix_of, place
 from diffadapt.inject.scaling import Strength, multipliers
 from diffadapt.inject.tables import Tables
 from diffadapt.inject.view import StackView
@@ -259,13 +259,9 @@ class PipelineAdapters(StackView):
     def _merge(self) -> MergeReport:
         """Bring the weights to the mix in force, and the live side to the rest of it."""
         options = self._options or MergeOptions()
-        mix: dict[TargetKey, Wanted] = {}
-        for name, loaded in self._loaded.items() if self._enabled else ():
-            for placement in loaded.hooked:
-                if placement.value != 0.0 and options.takes(name, placement.key.component):
-                    want = mix.setdefault(placement.key, Wanted(placement.module, placement.layer, []))
-                    want.deltas.append((placement.multiplier, placement.entry.delta))
-        report = self._merged.bring(mix, options, self._owner)
+        active = self._loaded.items() if self._enabled else ()
+        chosen = (p for n, loaded in active for p in loaded.hooked if options.takes(n, p.key.component))
+        report = self._merged.bring(mix_of(chosen), options, self._owner)
         self._settle()
         return report
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from diffadapt.adapter import TargetKey
-from diffadapt.inject.merging import MergedWeights, MergeOptions, Wanted
-from diffadapt.inject.placement import Loaded
+from diffadapt.inject.merging import MergedWeights, MergeOptions
+from diffadapt.inject.placement import Loaded, mix_of
 
 
 class Tables:
@@ -22,12 +21,8 @@ class Tables:
 
     def refresh(self, loaded: Iterable[Loaded], enabled: bool, factor: float) -> None:
         """Bring every table to the strengths in force."""
-        mix: dict[TargetKey, Wanted] = {}
-        for adapter in loaded if enabled else ():
-            for p in adapter.placements:
-                if not p.called and p.value != 0.0:
-                    want = mix.setdefault(p.key, Wanted(p.module, p.layer, []))
-                    want.deltas.append((p.multiplier * factor, p.entry.delta))
+        uncalled = (p for adapter in loaded for p in adapter.placements if not p.called)
+        mix = mix_of(uncalled if enabled else (), factor)
         if mix or self._merged.modules:
             self._merged.bring(mix, MergeOptions(), None)
 
