@@ -1,1 +1,1 @@
-"""Applications on top of the package, such as the mixer. Installed as `diffadapt.apps`; nothing here yet."""
+"""Applications on top of the package, such as the demo. Installed as `diffadapt.apps`."""

@@ -1,4 +1,5 @@
-"""The command line: `diffadapt inspect FILE...` says what a file is, and why that is thought."""
+"""The command line: `diffadapt inspect FILE...` says what a file is, and why that is thought; `diffadapt demo` shows
+adapters at work."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from diffadapt.errors import DiffAdaptError
 from diffadapt.explain.explanation import Explanation
 from diffadapt.explain.files import Outcome, Wanted, explain_each
 from diffadapt.explain.sources import find
@@ -37,11 +40,33 @@ def inspect(sources: Sequence[str], wanted: Wanted, as_json: bool, workers: int 
     return int(failed)
 
 
+def demo(pipeline: str, out: Path, prompt: str | None, seed: int, merged: bool, steps: int | None) -> int:
+    """Draw with the embedded pipelines and their adapters. Returns 1 where that failed, and says why."""
+    from diffadapt.apps.demo import Wishes, run  # here, because it imports Pillow
+    from diffadapt.shapes import PIPELINES
+
+    try:
+        code: int = run(PIPELINES if pipeline == "both" else (pipeline,), out, Wishes(prompt, seed, merged, steps))
+    except (DiffAdaptError, OSError) as error:
+        print(f"diffadapt demo: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. arguments: default: the process's own."""
-    parser = argparse.ArgumentParser(prog="diffadapt", description="Read adapter files of any trainer.")
+    parser = argparse.ArgumentParser(prog="diffadapt", description="Read and use adapter files of any trainer.")
     commands = parser.add_subparsers(dest="command", required=True)
-    look = commands.add_parser("inspect", help="say what a file is: dialect, family, algorithms, ranks, problems")
+    _add_inspect(commands.add_parser("inspect", help="say what a file is: dialect, family, algorithms, problems"))
+    _add_demo(commands.add_parser("demo", help="draw with small embedded pipelines and their adapters, offline"))
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "demo":
+        return demo(chosen.pipeline, chosen.out, chosen.prompt, chosen.seed, chosen.merge, chosen.steps)
+    wanted = Wanted(chosen.hashes, chosen.norms, chosen.check)
+    return inspect(chosen.sources, wanted, chosen.json, chosen.workers)
+
+
+def _add_inspect(look: argparse.ArgumentParser) -> None:
     look.add_argument(
         "sources", nargs="+", metavar="FILE",
         help="a file, a folder (with all below it), a pattern, https://..., a Hub id owner/name, or "
@@ -52,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument("--norms", action="store_true", help="how large the changes are (reads the whole file)")
     look.add_argument("--check", action="store_true", help="look for NaN and infinity (reads the whole file)")
     look.add_argument("--workers", type=int, metavar="N", help="processes (default: all processors for many files)")
-    chosen = parser.parse_args(arguments)
-    wanted = Wanted(chosen.hashes, chosen.norms, chosen.check)
-    return inspect(chosen.sources, wanted, chosen.json, chosen.workers)
+
+
+def _add_demo(show: argparse.ArgumentParser) -> None:
+    show.add_argument("--pipeline", choices=("unet", "dit", "both"), default="both", help="which (default: both)")
+    show.add_argument("--out", type=Path, default=Path("out"), help="a .png file, or a folder (default: out)")
+    show.add_argument("--prompt", metavar="TEXT", help="draw this (default: each adapter's own prompt)")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    show.add_argument("--steps", type=int, metavar="N", help="of denoising (default: as recommended)")
+    show.add_argument("--merge", action="store_true", help="draw with merged weights, not with live adapters")

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -134,13 +135,29 @@ def test_every_package_is_listed() -> None:
     assert listed == names
 
 
-def test_a_wheel_holds_converters_apps_and_types(tmp_path: Path) -> None:
+def embedded() -> list[Path]:
+    """The files of the embedded pipelines and adapters."""
+    return sorted(path for path in (ROOT / "diffadapt" / "shapes" / "data").rglob("*") if path.is_file())
+
+
+def test_what_is_embedded_is_small_and_whole() -> None:
+    assert {"index.json", "README.md"} <= {path.name for path in embedded()}
+    assert sum(path.stat().st_size for path in embedded()) < 16 * 10**6
+
+
+def copied(tmp_path: Path) -> Path:
+    """A copy of what a distribution is made from, so that building leaves nothing here."""
     source = tmp_path / "source with a space"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("diffadapt", "converters", "apps"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+def test_a_wheel_holds_converters_apps_types_and_data(tmp_path: Path) -> None:
+    source = copied(tmp_path)
     options = ["--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     command = [sys.executable, "-m", "pip", "wheel", *options, str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -150,13 +167,21 @@ def test_a_wheel_holds_converters_apps_and_types(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
         names = set(archive.namelist())
-    for path in SOURCES:
+    for path in [*SOURCES, *embedded()]:
         inside = path.relative_to(ROOT)
         inside = inside if inside.parts[0] == "diffadapt" else Path("diffadapt") / inside
         assert inside.as_posix() in names
     assert "diffadapt/py.typed" in names
     code = f"import sys; sys.path.insert(0, {str(unpacked)!r}); import diffadapt.converters as c, diffadapt.apps as a"
     assert str(unpacked) in python(code + "; print(c.__file__, a.__file__)", cwd=tmp_path)
+
+
+def test_a_source_distribution_holds_sources_and_data(tmp_path: Path) -> None:
+    build = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    name = python(build, cwd=copied(tmp_path)).split()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        names = {Path(*Path(inside).parts[1:]) for inside in archive.getnames()}
+    assert {path.relative_to(ROOT) for path in [*SOURCES, *embedded()]} <= names
 
 
 def test_the_editable_install_exposes_converters_and_apps(tmp_path: Path) -> None:
