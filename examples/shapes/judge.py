@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .draw import cover, field
-from .regions import FAR, SPECK, border, components, ground, grow, length, median, shrink
+from .regions import FAR, SPECK, border, components, ground, grow, length, median, sheet, shrink
 from .scene import COLOURS, COUNTS, RADII, SHAPES, SIZE, Scene
 from .scores import BLIND, SCORES, score
 
@@ -184,8 +184,8 @@ def _size(radius: float, count: int) -> str:
 
 @torch.no_grad()
 def seen(picture: Tensor) -> Seen:
-    """What is in a picture, (3, SIZE, SIZE) from 0 to 1. Its parts, but for bits, must agree."""
-    picture = picture.detach().float().cpu()
+    """What is in a square picture, (3, H, W) from 0 to 1. Its parts, but for bits, must agree."""
+    picture = sheet(picture)
     background = _name(median(picture, border(*picture.shape[1:])))
     parts = _parts(picture)
     if not parts:
@@ -199,7 +199,7 @@ def seen(picture: Tensor) -> Seen:
 
 
 def judge(picture: Tensor, scene: Scene) -> Verdict:
-    """Whether a picture, (3, SIZE, SIZE) from 0 to 1, shows what the scene says."""
+    """Whether a square picture, (3, H, W) from 0 to 1, shows what the scene says."""
     found = seen(picture)
     return Verdict(
         shape=found.shape == scene.shape,

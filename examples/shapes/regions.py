@@ -1,4 +1,7 @@
-"""What of a picture is background and what is not, measured from its pixels alone; judge and scores build on it."""
+"""What of a picture is background and what is not, measured from its pixels alone; judge and scores build on it.
+
+All lengths are in the units of the sheet that scenes are drawn on, SIZE by SIZE, whatever the pixels of a picture.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .scene import SIZE
+
 BORDER = 4
 """Pixels at each edge that show the background: no scene puts a shape there."""
 
@@ -16,6 +21,17 @@ FAR = 0.17
 
 SPECK = 40
 """Anything of fewer pixels is noise and no shape: the smallest shape has some three hundred."""
+
+
+def sheet(picture: Tensor) -> Tensor:
+    """The picture, (3, H, W), at the size of the sheet, (3, SIZE, SIZE): what is between its pixels is mixed from them.
+
+    It is never a view: torch 2.13's median is wrong, even NaN, where a picture was expanded from one colour.
+    """
+    picture = picture.detach().float().cpu()
+    if picture.shape[1:] == (SIZE, SIZE):
+        return picture.clone(memory_format=torch.contiguous_format)
+    return functional.interpolate(picture[None].contiguous(), (SIZE, SIZE), mode="bilinear", align_corners=False)[0]
 
 
 def length(colours: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .regions import FAR, SPECK, border, components, core, depth, ground, grow, hull, length, median, shrink
+from .regions import FAR, SPECK, border, components, core, depth, ground, grow, hull, length, median, sheet, shrink
 from .styles import CREAM, DARK, INK, VIOLET, WHITE, YELLOW
 
 FRAME = 10
@@ -57,11 +57,10 @@ class _Look:
 
 
 def _look(picture: Tensor) -> _Look:
+    picture = sheet(picture)
     if frame(picture) > 0.5:
         cut = FRAME + 2
         picture = picture[:, cut:-cut, cut:-cut]
-    # The median of torch 2.13 is wrong, even NaN, where a picture was expanded from one colour.
-    picture = picture.contiguous()
     base = ground(picture)
     parts = components(length(picture - base) > FAR)
     return _Look(picture, base, torch.stack(parts).any(0) if parts else torch.zeros(base.shape[1:], dtype=torch.bool))
@@ -70,12 +69,12 @@ def _look(picture: Tensor) -> _Look:
 def outline(picture: Tensor) -> float:
     """How much of the deep inside of the shape has the colour of the background: all of it, if only a rim is drawn.
 
-    Deep is nine pixels from the rim, where the shape is that deep: the drawn rim has seven.
+    Deep is twelve units from the rim, where the shape is that deep: the drawn rim has seven, and a soft edge.
     """
     look = _look(picture)
     deep = depth(hull(look.mask))
-    inside = deep >= max(2.0, min(9.0, 0.85 * float(deep.max())))
-    return _mean(length(look.picture - look.ground)[inside] < FAR)
+    inside = deep >= max(2.0, min(12.0, 0.9 * float(deep.max())))
+    return _mean(_ramp(length(look.picture - look.ground)[inside], 0.34, 0.22))
 
 
 def stripes(picture: Tensor) -> float:
@@ -145,18 +144,18 @@ def dusk(picture: Tensor) -> float:
 
 
 def glow(picture: Tensor) -> float:
-    """How far the ring around the shape, 3 to 7 pixels from it, is on the way from the background to white.
+    """How far the ring around the shape, 5 to 9 units from it, is on the way from the background to white.
 
     A white background shows no glow.
     """
     look = _look(picture)
     shape = look.shape
-    ring = grow(shape, 7) & ~grow(shape, 2)
+    ring = grow(shape, 9) & ~grow(shape, 4)
     way = WHITE[0] - look.ground
     if not ring.any() or float(way.square().sum(0).mean()) < 0.06:
         return 0.0
     light = ((look.picture - look.ground) * way).sum(0) / way.square().sum(0).clamp_min(0.06)
-    return float(_ramp(light[ring].median(), 0.06, 0.45))
+    return float(_ramp(light[ring].median(), 0.06, 0.34))
 
 
 def frame(picture: Tensor) -> float:
@@ -164,6 +163,7 @@ def frame(picture: Tensor) -> float:
 
     A black background is too near to the frame's colour for more than a little.
     """
+    picture = sheet(picture)
     height, width = picture.shape[1:]
     band = border(height, width, FRAME - 2)
     inner = border(height, width, FRAME + 8) & ~border(height, width, FRAME + 3)
@@ -207,10 +207,10 @@ BLIND = {
 
 @torch.no_grad()
 def score(style: str, picture: Tensor, plain: Tensor | None = None) -> float:
-    """How much of a style a picture shows, (3, SIZE, SIZE) from 0 to 1.
+    """How much of a style a square picture shows, (3, H, W) from 0 to 1.
 
     plain: the picture of the same seed without the style; what it scores already is taken off.
     """
     measure = SCORES[style]
-    found = measure(picture.detach().float().cpu())
-    return found if plain is None else max(0.0, found - measure(plain.detach().float().cpu()))
+    found = measure(picture)
+    return found if plain is None else max(0.0, found - measure(plain))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from shapes.draw import draw, plain
 from shapes.judge import BLIND, SCORES, Seen, judge, score, seen
-from shapes.scene import COLOURS, COUNTS, SHAPES, Scene, scenes
+from shapes.scene import COLOURS, COUNTS, PIXELS, SHAPES, SIZE, Scene, scenes
 from shapes.styles import STYLES
 from torch import Tensor
 from torch.nn import functional
@@ -28,12 +28,12 @@ def worn(pictures: Tensor, seed: int, noise: float = 0.03, off: float = 0.0) -> 
     return (pictures + tint + noise * torch.randn(pictures.shape, generator=random)).clamp(0, 1)
 
 
-def bent(pictures: Tensor, seed: int, pixels: float = 1.0) -> Tensor:
-    """The pictures with every place moved by about so many pixels, smoothly."""
+def bent(pictures: Tensor, seed: int, units: float = 1.0) -> Tensor:
+    """The pictures with every place moved by about so many units of the sheet, smoothly."""
     random = torch.Generator().manual_seed(seed)
-    moves = torch.randn(len(pictures), 2, 10, 10, generator=random) * pixels / 64
+    moves = torch.randn(len(pictures), 2, 10, 10, generator=random) * units / (SIZE / 2)
     moves = functional.interpolate(moves, size=pictures.shape[2:], mode="bicubic", align_corners=True)
-    axis = (torch.arange(128) + 0.5) / 64 - 1
+    axis = (torch.arange(PIXELS) + 0.5) / PIXELS * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     places = torch.stack([x, y], -1) + moves.permute(0, 2, 3, 1)
     return functional.grid_sample(pictures, places, padding_mode="border", align_corners=False)
@@ -100,7 +100,7 @@ def test_a_wrong_picture_is_wrong(what: str) -> None:
 
 def test_a_blank_picture_shows_its_background_and_nothing_else() -> None:
     for name, colour in COLOURS.items():
-        picture = torch.tensor(colour)[:, None, None].expand(3, 128, 128)
+        picture = torch.tensor(colour)[:, None, None].expand(3, PIXELS, PIXELS)
         assert seen(picture) == Seen("", "", name, 0, "", "", 0.0)
         verdict = judge(picture, Scene("circle", "red", name))
         assert verdict.background
@@ -111,30 +111,30 @@ def test_a_blank_picture_shows_its_background_and_nothing_else() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_noise_is_nothing(seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
-    noise = torch.rand(3, 128, 128, generator=random)
+    noise = torch.rand(3, PIXELS, PIXELS, generator=random)
     if seed % 2:
         coarse = torch.rand(1, 3, 2 ** (seed // 2 + 2), 2 ** (seed // 2 + 2), generator=random)
-        noise = functional.interpolate(coarse, size=128, mode="bilinear")[0]
+        noise = functional.interpolate(coarse, size=PIXELS, mode="bilinear")[0]
     assert not any(judge(noise, scene).right for scene in islice(scenes(seed), 10))
     assert all(0 <= score(style, noise) <= 1 for style in STYLES)
 
 
 def test_what_is_no_shape_has_no_name() -> None:
-    picture = torch.tensor(COLOURS["blue"])[:, None, None].repeat(1, 128, 128)
+    picture = torch.tensor(COLOURS["blue"])[:, None, None].repeat(1, SIZE, SIZE)
     red = torch.tensor(COLOURS["red"])[:, None, None]
     picture[:, 55:75, 24:104] = red
-    found = seen(picture)
+    found = seen(functional.avg_pool2d(picture, SIZE // PIXELS))
     assert (found.shape, found.colour, found.count, found.position) == ("", "red", 1, "")
     picture[:, :, 60:68] = torch.tensor(COLOURS["yellow"])[:, None, None]
-    assert seen(picture).shape == ""
+    assert seen(functional.avg_pool2d(picture, SIZE // PIXELS)).shape == ""
 
 
 def test_two_that_differ_are_not_two_of_a_kind() -> None:
-    asked = Scene("star", "red", "white", count="two")
+    asked, half = Scene("star", "red", "white", count="two"), PIXELS // 2
     star, heart = draw([asked, replace(asked, shape="heart", colour="green")], 3)[[0, 1]]
     other = draw([asked, replace(asked, colour="green")], 3)[1]
-    assert seen(torch.cat([star[:, :, :64], heart[:, :, 64:]], 2)).shape == ""
-    found = seen(torch.cat([star[:, :, :64], other[:, :, 64:]], 2))
+    assert seen(torch.cat([star[:, :, :half], heart[:, :, half:]], 2)).shape == ""
+    found = seen(torch.cat([star[:, :, :half], other[:, :, half:]], 2))
     assert (found.colour, found.count) == ("", 2)
     assert judge(star, asked).all
 
@@ -142,15 +142,15 @@ def test_two_that_differ_are_not_two_of_a_kind() -> None:
 def test_specks_are_not_counted() -> None:
     asked = Scene("circle", "orange", "black")
     picture = draw([asked], 4)[0]
-    picture[:, 10:15, 10:16] = 1.0
+    picture[:, 5:7, 5:8] = 1.0
     assert judge(picture, asked).all
-    picture[:, 10:20, 10:20] = 1.0
+    picture[:, 5:10, 5:10] = 1.0
     assert not judge(picture, asked).count
 
 
 @cache
 def styled(style: str) -> Tensor:
-    """Pictures in a style, or in none, (EACH, 3, 128, 128): one shape each, on backgrounds that show the style."""
+    """Pictures in a style, or in none, (EACH, 3, PIXELS, PIXELS): one shape each, backgrounds that show the style."""
     found = (
         scene
         for scene in scenes(21, held_out=True)
