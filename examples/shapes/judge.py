@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .draw import cover, field
-from .regions import FAR, SPECK, border, components, ground, grow, length, median, sheet, shrink
+from .regions import FAR, SPECK, border, components, core, ground, grow, length, median, sheet, shrink
 from .scene import COLOURS, COUNTS, RADII, SHAPES, SIZE, Scene
 from .scores import BLIND, SCORES, score
 
@@ -132,8 +132,8 @@ def _drawings() -> tuple[Tensor, Tensor, Tensor]:
 
 def _part(picture: Tensor, covered: Tensor, mask: Tensor) -> _Part:
     """Measures a part. covered: how much of each pixel is no background; mask: the part's pixels."""
-    inside = shrink(mask)
-    colour = median(picture, inside if inside.sum() >= SPECK // 2 else mask)
+    # Where a small part is blurred, only its middle has its colour.
+    colour = median(picture, core(mask))
     # Two pixels more than the mask hold the soft edge, of which it has only the inner half.
     covered = covered * grow(mask, 2)
     tiles, areas, shifts = _drawings()
