@@ -9,7 +9,7 @@
     shapes.picture(pipe, "a red star on a blue background").save("star.png")
 
 Shapes-UNet ("unet") is a StableDiffusionPipeline, Shapes-DiT ("dit") a StableDiffusion3Pipeline. They draw plain
-shapes, 128 x 128 pixels, in a second or so on a CPU. Nothing is downloaded; `data/README.md` says what they can do.
+shapes, 64 x 64 pixels, in a second or so on a CPU. Nothing is downloaded; `data/README.md` says what they can do.
 """
 
 from __future__ import annotations

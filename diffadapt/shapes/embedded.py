@@ -48,7 +48,7 @@ def picture(pipe: Any, prompt: list[str], seed: int | Sequence[int] = 0, **overr
 
 
 def picture(pipe: Any, prompt: str | list[str], seed: int | Sequence[int] = 0, **overrides: Any) -> Image | list[Image]:
-    """A picture of 128 x 128 pixels by an embedded pipeline, with its recommended settings.
+    """A picture of 64 x 64 pixels by an embedded pipeline, with its recommended settings.
 
     prompt: one, or a list, whose pictures are made in one batch and returned as a list. seed: of the noise, which is
     made on the CPU and so is the same on every device; for a list also one seed per prompt, otherwise all pictures

@@ -1,0 +1,76 @@
+"""What the trained pipelines and adapters can do, by the statistics of the pictures they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .judge import BLIND, SCORES, Verdict, judge
+from .recipes import Recipe, subject
+from .scene import scenes
+
+PROMPTS = 200
+SETTINGS: dict[str, dict[str, Any]] = {
+    "unet": {"num_inference_steps": 12, "guidance_scale": 4.0},
+    "dit": {"num_inference_steps": 12, "guidance_scale": 4.0, "max_sequence_length": 20},
+}
+"""What the pipelines are called with."""
+
+
+@torch.no_grad()
+def pictures(name: str, pipe: Any, prompts: Sequence[str], seed: int) -> Tensor:
+    """Pictures (n, 3, 64, 64) from 0 to 1, the noise of each from its own seed: seed, seed + 1, ..."""
+    parts = []
+    for start in range(0, len(prompts), 20):
+        some = list(prompts[start : start + 20])
+        noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
+        parts.append(pipe(some, generator=noise, output_type="pt", **SETTINGS[name]).images)
+    return torch.cat(parts)
+
+
+def accuracy(name: str, pipe: Any) -> dict[str, float]:
+    """How many of 200 prompts, whose combinations of shape and colours were never trained on, are followed."""
+    asked = list(islice(scenes(999, held_out=True), PROMPTS))
+    parts = [asked[i : i + 20] for i in range(0, PROMPTS, 20)]
+    verdicts: list[Verdict] = []
+    for number, part in enumerate(tqdm(parts, f"{name}: held-out prompts")):
+        made = pictures(name, pipe, [scene.caption for scene in part], seed=20 * number)
+        verdicts += [judge(picture, scene) for picture, scene in zip(made, part, strict=True)]
+    rates = {f.name: sum(getattr(v, f.name) for v in verdicts) / PROMPTS for f in fields(Verdict)}
+    return rates | {"right": sum(v.right for v in verdicts) / PROMPTS, "prompts": PROMPTS}
+
+
+def prompts(recipe: Recipe, count: int = 20) -> list[str]:
+    """Held-out prompts on which a style can be seen: one shape, not small, in colours that the score can tell."""
+    pale = {"black", "white", *BLIND.get(recipe.style, ())}
+    found = (
+        scene
+        for scene in scenes(555, held_out=True)
+        if scene.size != "small" and not scene.count and not pale & {scene.colour, scene.background}
+    )
+    return [subject(recipe, scene)[1] for scene in islice(found, count)]
+
+
+def style_score(recipe: Recipe, made: Tensor) -> float:
+    """The mean score of pictures in a recipe's style."""
+    return sum(SCORES[recipe.style](picture) for picture in made) / len(made)
+
+
+def effect(name: str, pipe: Any, recipe: Recipe, file: Path) -> dict[str, float]:
+    """The style's score without and with the adapter, which diffadapt loads into the pipeline and takes out again."""
+    import diffadapt
+
+    pipe = diffadapt.enable(pipe)
+    asked = prompts(recipe)
+    without = style_score(recipe, pictures(name, pipe, asked, seed=0))
+    pipe.load_adapter(file, adapter_name=recipe.style, strict=True)
+    with_it = style_score(recipe, pictures(name, pipe, asked, seed=0))
+    pipe.adapters.remove(recipe.style)
+    return {"without": round(without, 3), "with": round(with_it, 3)}

@@ -1,0 +1,40 @@
+"""The embedded adapters, applied by the libraries that wrote them: what their own code makes of a file."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from diffadapt.shapes import Sample
+
+
+def apply(pipe: Any, sample: Sample) -> None:
+    """Put the adapter onto the pipeline by its home library."""
+    if sample.layout == "Diffusers":
+        pipe.load_lora_weights(str(sample.path.parent), weight_name=sample.path.name)
+    elif sample.layout == "PEFT folder":
+        _peft(pipe, sample)
+    else:
+        _lycoris(pipe, sample)
+
+
+def _peft(pipe: Any, sample: Sample) -> None:
+    from peft import PeftModel
+
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
+    PeftModel.from_pretrained(getattr(pipe, part), str(sample.path))  # the layers are put into the model itself
+
+
+def _lycoris(pipe: Any, sample: Sample) -> None:
+    from lycoris.kohya import create_network_from_weights
+
+    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+    encoders = [part for name, part in pipe.components.items() if part is not None and name.startswith("text_encoder")]
+    model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    text = encoders if len(encoders) > 1 else encoders[0]
+    network, weights = create_network_from_weights(1.0, str(sample.path), None, text, model)
+    network.apply_to(None, None, bool(network.text_encoder_loras), True)
+    found = network.load_state_dict(weights, strict=False)
+    if found.unexpected_keys:
+        raise RuntimeError(f"{sample.name}: lycoris-lora does not take {found.unexpected_keys[:3]}")
+    network.eval()
