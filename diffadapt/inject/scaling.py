@@ -13,6 +13,10 @@ class calls them: `transformer_blocks` and `single_transformer_blocks` in most. 
 Nested keys follow one another in the path, and a number follows at once: `up: {block_0}` is `up_blocks.0`, not
 `up_blocks.1.attentions.0`. A list numbers blocks, or under one block its attentions. The rule with the most segments
 wins, the later one among equals. What no rule names has strength 1 (as in Diffusers), or that of the key "default".
+
+A segment may be a pattern: "*" is any one segment, "to_*" or "attn[12]" (as in `fnmatch`) those that fit, "**" any
+number of segments: "*.attn2.to_k", "down.**.to_*". Numbers may be negative. A text encoder that the pipeline lacks may
+be named; anything else that names nothing in the pipeline is an error.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from diffadapt.errors import StackError
@@ -35,6 +40,8 @@ _ALIASES = {
     "double": _DOUBLE, "double_blocks": _DOUBLE, "joint_blocks": _DOUBLE, "single": _SINGLE, "single_blocks": _SINGLE,
 }  # fmt: skip
 _NUMBERED = re.compile(r"block_(\d+)")
+_PATTERN = re.compile(r"[*?\[]")
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DEFAULT = "default"
 
 
@@ -70,7 +77,9 @@ class Rule:
 
 def _same(group: Sequence[str], segments: Sequence[str]) -> bool:
     return all(
-        g in ("*", s) or (_OR in g and s in g.removeprefix(_ROOT).split(_OR))
+        g in ("*", s)
+        or (_OR in g and s in g.removeprefix(_ROOT).split(_OR))
+        or (_PATTERN.search(g) is not None and fnmatchcase(s, g))
         for g, s in zip(group, segments, strict=True)
     )
 
@@ -85,7 +94,12 @@ def _segments(key: str) -> tuple[str, ...]:
 
 
 def _followed(groups: tuple[tuple[str, ...], ...], segments: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The groups with another: a number belongs to the segment before it."""
+    """The groups with another, which "**" cuts: a number belongs to the segment before it."""
+    if "**" in segments:
+        at = segments.index("**")
+        for part in (segments[:at], segments[at + 1 :]):
+            groups = _followed(groups, part) if part else groups
+        return groups
     if groups and segments[0].isdecimal():
         return (*groups[:-1], groups[-1] + segments)
     return (*groups, segments)
@@ -108,7 +122,7 @@ def rules(strength: Strength, components: Sequence[str]) -> list[Rule]:
             where = f"{text}.{key}" if text else str(key)
             if key == DEFAULT:
                 walk(inner, component, groups, where)
-            elif component is None and not groups and key in components:
+            elif component is None and not groups and (key in components or key in _ENCODERS):
                 walk(inner, key, groups, where)
             elif not isinstance(value, Mapping) and groups and groups[-1][-1].isdecimal():
                 # A list under a block numbers its attentions, as in Diffusers: up.block_0: [a, b, c].

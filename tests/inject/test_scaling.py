@@ -46,6 +46,14 @@ def values(strength):
         ({"down": 0.5, "unet": {"attn1": 0.1}}, [1, 0.1, 0.5, 0.5, 1, 0.1, 0.1, 1, 1]),
         ({"unet": {"down.*.attentions": 0.2}}, [1, 0.2, 0.2, 1, 1, 1, 1, 1, 1]),
         ({"unet": {"to_out.0": 0}}, [1, 1, 1, 1, 1, 1, 0, 1, 1]),
+        (-0.5, [-0.5] * 9),
+        ({"unet": {"down": -0.2, "default": -1.0}}, [-1, -0.2, -0.2, -0.2, -1, -1, -1, -1, 1]),
+        # patterns hold in one segment; "**" stands for any number of them
+        ({"unet": {"*.attn2.add_to_q": 0.4, "conv_*": 0.3}}, [0.3, 1, 0.4, 1, 1, 1, 1, 1, 1]),
+        ({"unet": {"attn[12].to_*": 0.4}}, [1, 0.4, 1, 1, 1, 0.4, 0.4, 1, 1]),
+        ({"up.**.conv?": 0.4, "*.fc1": -2}, [1, 1, 1, 1, 1, 1, 1, 0.4, -2]),
+        ({"unet": {"down.**": 0.4, "up": {"**.to_q": 0.1}}}, [1, 0.4, 0.4, 0.4, 1, 0.1, 1, 1, 1]),
+        ({"text_encoder_2": 0.3}, [1] * 9),
     ],
 )
 def test_rules(strength, expected):
@@ -115,7 +123,13 @@ def test_one_block_of_a_transformer_alone(tmp_path):
     assert tiny.relative(seen, specimen.run(model), base) < 1e-5
 
 
-@pytest.mark.parametrize("strength", [{"unet": {"dwn": 1.0}}, {"unett": 0.5}, {"unet": {"up": {"block_7": 0.1}}}])
+@pytest.mark.parametrize(
+    "strength",
+    [
+        {"unet": {"dwn": 1.0}}, {"unett": 0.5}, {"unet": {"up": {"block_7": 0.1}}}, {"*.attn2.to_kk": 1.0},
+        {"unet": {"down.*.to_q": 1.0}}, {"unet": {"attn[34]": 1.0}}, {"text_encoder": {"fc?.bias": 0.1}},
+    ],
+)  # fmt: skip
 def test_a_name_that_is_nowhere_is_an_error(strength):
     with pytest.raises(StackError, match="names no module"):
         values(strength)
