@@ -63,11 +63,14 @@ class Origin:
     """What an adapter was read from, for explanations: types and shapes only, no data.
 
     tensors: the file's keys. modules: what the family was chosen by. config: the JSON beside the file, or None.
+    alpha: what every alpha was overridden with, or None. into: the components it was moved to.
     """
 
     tensors: Mapping[str, Tensor]
     modules: tuple[Module, ...]
     config: Mapping[str, Any] | None = None
+    alpha: float | None = None
+    into: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +140,16 @@ class Adapter:
         def foreign(name: Foreign) -> Foreign:
             return name._replace(component=into.get(name.component or "", name.component))
 
+        before = self.origin.into if self.origin is not None else {}
+        moves = {name: into.get(now, now) for name, now in before.items()}
+        moves |= {name: now for name, now in into.items() if name not in before.values() and name not in before}
         return replace(
             self,
             targets={key(target): delta for target, delta in self.targets.items()},
             keys={key(target): names for target, names in self.keys.items()},
             foreign={foreign(name): delta for name, delta in self.foreign.items()},
             foreign_keys={foreign(name): names for name, names in self.foreign_keys.items()},
+            origin=None if self.origin is None else replace(self.origin, into=moves),
         )
 
     def save(self, path: str | os.PathLike[str], *, dialect: str | None = None) -> Path:

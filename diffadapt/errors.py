@@ -44,3 +44,7 @@ class StackError(DiffAdaptError):
 
 class MergeError(DiffAdaptError):
     """Weights that cannot be merged or restored: offloaded, quantised, or changed by somebody else."""
+
+
+class RecipeError(DiffAdaptError):
+    """A recipe or a prompt's tag that cannot be read or reproduced: malformed, a source missing, a wrong hash."""

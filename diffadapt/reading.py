@@ -121,7 +121,7 @@ class _Reading:
         """The file without its data."""
         shapes = {key: stand_in(tensor.dtype, tuple(tensor.shape)) for key, tensor in self.tensors.items()}
         modules = [Module(g.slot, g.name, {role: shapes[key] for role, key in g.keys.items()}) for g in groups]
-        return Origin(shapes, tuple(modules), self.raw.config)
+        return Origin(shapes, tuple(modules), self.raw.config, self.alpha)
 
     def place(self, groups: list[Group], modules: list[Module], family: Family | None) -> None:
         """Make each group's delta and put it where it acts."""
