@@ -61,6 +61,7 @@ def load_adapter(
         an `Adapter`. reading: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, ..., as
         in Diffusers.
     adapter_name: default: the source's name. alpha: overrides the file's, for files that lost theirs.
+    weight: as in `pipe.adapters.set`: a number, one by block, a preset or a vector of block weights, a schedule.
     strength: how the effect follows `weight`. "linear": W + weight * delta, for every algorithm; or a trainer's own
         rule: "stage" (LyCORIS' OFT and BOFT) and "geodesic" (the scaled generator, still a rotation) for rotations,
         "lycoris" and "peft" for DoRA. What has no such rule in the file stays linear.

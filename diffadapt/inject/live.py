@@ -16,6 +16,7 @@ from diffadapt.inject.locate import Component
 from diffadapt.inject.merging import BaseWeight, MergedWeights
 from diffadapt.inject.placement import Loaded, Placement
 from diffadapt.inject.progress import DENOISERS, FollowTimestep
+from diffadapt.inject.schedule import START, Moment, Number
 from diffadapt.inject.slot import Slot
 
 
@@ -29,6 +30,7 @@ class LiveSlots:
         self._layout: ScaleLayout | None = None
         self._scale = 1.0
         self._progress = 1.0
+        self._moment = START
         self._followers: list[RemovableHandle] = []
 
     # -- structure ---------------------------------------------------------------------------------------------
@@ -76,10 +78,19 @@ class LiveSlots:
 
     # -- what is in force --------------------------------------------------------------------------------------
 
-    def put(self, placement: Placement, value: float) -> None:
+    def put(self, placement: Placement, number: Number) -> None:
         """Give a placement a strength; `refresh` puts it in force."""
-        if placement.put(value):
+        if placement.put(number, self._moment):
             self.invalidate(placement.key)
+
+    def arrive(self, moment: Moment, loaded: Iterable[Loaded]) -> bool:
+        """Give the placements with schedules the strength they have at a moment; whether any of them changed."""
+        self._moment, changed = moment, False
+        for placement in (p for adapter in loaded for p in adapter.placements if p.schedule is not None):
+            before = placement.value
+            self.put(placement, placement.number)
+            changed |= placement.value != before
+        return changed
 
     def invalidate(self, key: TargetKey) -> None:
         """A delta at a module is another one now, or its tensors are elsewhere."""

@@ -118,3 +118,10 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
             raise MergeError(f"The {name} of {type(module).__name__} is on the meta device and no offload hook has it.")
         value = stored[name]
     return dequantised(module, value, name)
+
+
+def describe(owner: Any) -> str:
+    """The pipeline's or model's class, with what tells its family."""
+    model = getattr(owner, "unet", None) or getattr(owner, "transformer", None) or owner
+    width = getattr(getattr(model, "config", None), "cross_attention_dim", None)
+    return f"a {type(owner).__name__}" + (f" (cross-attention width {width})" if width else "")

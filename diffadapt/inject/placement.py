@@ -19,9 +19,10 @@ from diffadapt.algorithms.rows import OfFused
 from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
 from diffadapt.inject.fitting import fitted, siblings
-from diffadapt.inject.locate import Component
+from diffadapt.inject.locate import Component, describe
 from diffadapt.inject.merging import MergedWeights, Wanted
 from diffadapt.inject.scaling import Strength, Targets
+from diffadapt.inject.schedule import START, Moment, Number, Schedule, value_at
 from diffadapt.inject.slot import Entry
 from diffadapt.inject.table import is_called
 from diffadapt.report import LoadReport
@@ -53,9 +54,18 @@ class Placement:
     rule: str = LINEAR
     called: bool = True
     value: float = 0.0
+    schedule: Schedule | None = None
 
-    def put(self, value: float) -> bool:
-        """Take a strength; whether the entry's delta is another one now."""
+    @property
+    def number(self) -> Number:
+        """The strength as it was put."""
+        return self.value if self.schedule is None else self.schedule
+
+    def put(self, number: Number, moment: Moment = START) -> bool:
+        """Take a strength, a scheduled one as it is at a moment; whether the entry's delta is another one now."""
+        self.schedule = number if isinstance(number, Schedule) else None
+        # Text encoders run before the first step, so what the last run came to says nothing about them.
+        value = value_at(number, START if "encoder" in self.key.component else moment)
         changed = self.rule != LINEAR and value not in (0.0, self.value)
         if changed:
             self.entry.delta = self.delta.at_strength(value, self.rule)
@@ -96,6 +106,11 @@ class Loaded:
     def values(self) -> list[float]:
         """The strength at every placement."""
         return [p.value for p in self.placements]
+
+    @property
+    def numbers(self) -> list[Number]:
+        """The strength at every placement, as it was put."""
+        return [p.number for p in self.placements]
 
     @property
     def keys(self) -> list[TargetKey]:
@@ -282,10 +297,3 @@ def _report(
         {p.key: p.entry.delta.algorithm for p in placements}, total, adapter.ignored, leftover, tuple(missing),
         tuple(embeddings.tokens), about.trainer, about.base_model, about.ranks, about.alphas, about.trigger_words,
     )  # fmt: skip
-
-
-def describe(owner: Any) -> str:
-    """The pipeline's or model's class, with what tells its family."""
-    model = getattr(owner, "unet", None) or getattr(owner, "transformer", None) or owner
-    width = getattr(getattr(model, "config", None), "cross_attention_dim", None)
-    return f"a {type(owner).__name__}" + (f" (cross-attention width {width})" if width else "")

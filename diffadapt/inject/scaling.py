@@ -16,7 +16,7 @@ wins, the later one among equals. What no rule names has strength 1 (as in Diffu
 
 A segment may be a pattern: "*" is any one segment, "to_*" or "attn[12]" (as in `fnmatch`) those that fit, "**" any
 number of segments: "*.attn2.to_k", "down.**.to_*". Numbers may be negative. A text encoder that the pipeline lacks may
-be named; anything else that names nothing in the pipeline is an error.
+be named; anything else that names nothing in the pipeline is an error. A schedule may stand in place of any number.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from diffadapt.errors import StackError
+from diffadapt.inject.schedule import Number, Schedule
 
-Strength: TypeAlias = "float | int | Mapping[str, Strength] | Sequence[Strength]"
+Strength: TypeAlias = "float | int | Schedule | Mapping[str, Strength] | Sequence[Strength]"
 
 _ROOT, _OR = "^", "|"
 _DOUBLE = "^transformer_blocks|joint_transformer_blocks|double_stream_blocks|double_blocks"
@@ -54,7 +55,7 @@ class Rule:
 
     component: str | None
     groups: tuple[tuple[str, ...], ...]
-    strength: float
+    strength: Number
     text: str
 
     @property
@@ -110,6 +111,9 @@ def rules(strength: Strength, components: Sequence[str]) -> list[Rule]:
     found: list[Rule] = []
 
     def walk(value: Strength, component: str | None, groups: tuple[tuple[str, ...], ...], text: str) -> None:
+        if isinstance(value, Schedule):
+            found.append(Rule(component, groups, value, text))
+            return
         if isinstance(value, bool) or not isinstance(value, (int, float, Mapping, list, tuple)):
             raise StackError(f"The strength of {text or 'the adapter'} is {value!r}; expected a number or a mapping.")
         if isinstance(value, (int, float)):
@@ -158,7 +162,7 @@ def multipliers(
     targets: Targets,
     components: Sequence[str],
     known: Callable[[], Mapping[str, Sequence[str]]],
-) -> list[float]:
+) -> list[Number]:
     """The strength of each target.
 
     known: component -> the module paths it has, asked only to tell a misspelt block from one this adapter leaves alone.
@@ -166,7 +170,7 @@ def multipliers(
     """
     if isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength == strength:
         return [float(strength)] * len(targets)
-    values = [1.0] * len(targets)
+    values: list[Number] = [1.0] * len(targets)
     for rule in rules(strength, components):
         hits = targets.named_by(rule)
         for i in hits:

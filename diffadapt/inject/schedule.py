@@ -163,7 +163,8 @@ class Turn(Schedule):
 
     def __post_init__(self) -> None:
         _finite(self.value, "value of a turn")
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.index, self.among, self.every))
+        numbers: tuple[Any, ...] = (self.index, self.among, self.every)
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
         if not whole or self.every < 1 or not 0 <= self.index < self.among:
             raise StackError(f"Turn {self.index} of {self.among}, every {self.every} steps; expected whole numbers.")
 

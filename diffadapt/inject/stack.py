@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffadapt.adapter import Adapter, TargetKey
-from diffadapt.errors import StackError
-from diffadapt.inject.disabled import Disabled
+from diffadapt.adapter import Adapter
+from diffadapt.errors import MergeError, StackError
+from diffadapt.inject.following import FollowSteps
 from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component, components
 from diffadapt.inject.merge import Remember
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, frozen
+from diffadapt.inject.mixing import StackMix
 from diffadapt.inject.placement import LINEAR, Loaded, mix_of, place
-from diffadapt.inject.scaling import Strength, multipliers
+from diffadapt.inject.scaling import Strength
 from diffadapt.inject.tables import Tables
-from diffadapt.inject.view import StackView
 from diffadapt.inject.widen import WidenedInputs
 from diffadapt.report import LoadReport, MergeReport
 
 
-class PipelineAdapters(StackView):
+class PipelineAdapters(StackMix):
     """All adapters of a pipeline or model. Made by `diffadapt.enable`; found as `pipe.adapters`.
 
     Everything here either finishes or leaves the pipeline as it was.
@@ -37,7 +36,9 @@ class PipelineAdapters(StackView):
         self._merged = MergedWeights()
         self._options: MergeOptions | None = None
         self._enabled = True
+        self._muted = frozenset()
         self._live = LiveSlots(owner, self._merged)
+        self._steps = FollowSteps(owner, self._arrive)
         self._widened = WidenedInputs()
         self._tables = Tables()
 
@@ -67,7 +68,7 @@ class PipelineAdapters(StackView):
         loaded = place(
             adapter, name, parts, merged=self._merged, rule=rule, strict=strict, trainable=trainable, owner=self._owner
         )
-        values = self._resolve(loaded, strength, parts)
+        change = self._resolve(loaded, strength, parts)
         if any(key in self._merged for key in self._widened.wanted(loaded)):
             raise StackError(f"{adapter.source} widens an input layer whose weight holds adapters; unmerge them first.")
         others = list(self._loaded.values())
@@ -76,7 +77,7 @@ class PipelineAdapters(StackView):
         try:
             loaded.embeddings.install(self._owner)
             self._live.relayer(self._widened.widen(loaded, others, parts))
-            self._apply({name: (strength, values)})
+            self._apply({name: change})
         except BaseException:
             self._drop(name)
             raise
@@ -93,11 +94,12 @@ class PipelineAdapters(StackView):
     def _drop(self, name: str) -> None:
         loaded = self._loaded.pop(name)
         self._live.drop(loaded)
-        self._tables.refresh(self._loaded.values(), self._enabled, self._live.scale)
+        self._refresh_tables()
         loaded.embeddings.uninstall(self._owner)
         parts = self.components()
         self._live.relayer(self._widened.narrow(self._loaded.values(), parts, self._merged.modules))
         self._live.follow(parts, self._loaded.values())
+        self._follow_steps()
         if not self._loaded:
             self._merged.release()
 
@@ -124,106 +126,6 @@ class PipelineAdapters(StackView):
         for placement in self._get(name).placements:
             placement.move(device)
             self._live.invalidate(placement.key)
-
-    # -- strengths ---------------------------------------------------------------------------------------------
-
-    def set(
-        self, strengths: str | Sequence[str] | Mapping[str, Strength], weights: Sequence[Strength] | None = None
-    ) -> None:
-        """Activate exactly these adapters; all others get strength 0. Merged weights are merged anew.
-
-        strengths: {"pixel": 0.7, "detail": {"unet": {"down": 0.2, "mid": 0.6}}}, or names with `weights` (default 1).
-        """
-        if not isinstance(strengths, Mapping):
-            names = [strengths] if isinstance(strengths, str) else list(strengths)
-            weights = [1.0] * len(names) if weights is None else list(weights)
-            if len(weights) != len(names):
-                raise StackError(f"{len(names)} adapters and {len(weights)} weights were given.")
-            strengths = dict(zip(names, weights, strict=True))
-        for name in strengths:
-            self._get(name)
-        parts = self.components()
-        wanted = {n: strengths.get(n, 0.0) for n in self._loaded}
-        self._apply({n: (s, self._resolve(self._loaded[n], s, parts)) for n, s in wanted.items()})
-
-    def _resolve(self, loaded: Loaded, strength: Strength, parts: Mapping[str, Component]) -> list[float]:
-        return multipliers(
-            strength, loaded.targets, tuple(parts), lambda: {n: list(c.modules) for n, c in parts.items()}
-        )
-
-    def _apply(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
-        """Put strengths in force, live and merged; on failure put the old ones back."""
-        before: dict[str, tuple[Strength, Sequence[float]]] = {
-            n: (self._loaded[n].strength, self._loaded[n].values) for n in changes
-        }
-        try:
-            self._bring(changes)
-        except BaseException:
-            self._bring(before)
-            raise
-
-    def _bring(self, changes: Mapping[str, tuple[Strength, Sequence[float]]]) -> None:
-        for name, (strength, values) in changes.items():
-            loaded = self._loaded[name]
-            loaded.strength = strength
-            for placement, value in zip(loaded.placements, values, strict=True):
-                self._live.put(placement, value)
-        self._settle_mix()
-
-    def _settle_mix(self) -> None:
-        """Bring the live side, and the weights where they are merged, to the mix in force."""
-        if self._options is None:
-            self._refresh()
-        else:
-            self._merge()
-
-    def _refresh(self) -> None:
-        self._live.refresh(self._loaded.values(), self._hidden)
-        self._tables.refresh(self._loaded.values(), self._enabled, self._live.scale)
-
-    def _hidden(self, name: str, key: TargetKey) -> bool:
-        """Whether an adapter does nothing live at a module: all are disabled, or this one is in the weight."""
-        merged = key in self._merged and self._options is not None and self._options.takes(name, key.component)
-        return merged or not self._enabled
-
-    @contextmanager
-    def scaled(self, factor: float) -> Iterator[PipelineAdapters]:
-        """For a while, multiply the strength of all that is live. What is merged is part of the weights and stays."""
-        with self._live.scaled(factor, self._refresh):
-            yield self
-
-    @property
-    def progress(self) -> float:
-        """How far denoising has come, 0 (pure noise) to 1: what adapters that depend on the timestep (T-LoRA) follow.
-
-        Read off the denoiser's timestep; set it by hand where the denoiser is compiled.
-        """
-        return self._live.progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self._live.set_progress(value)
-
-    def enable(self) -> None:
-        """Put the active adapters in force again."""
-        self._switch(True)
-
-    def disable(self) -> Disabled[PipelineAdapters]:
-        """Put all adapters out of force, without forgetting their strengths. As a context manager: for a while."""
-        was = self._enabled
-        self._switch(False)
-        return Disabled(self, self.enable if was else None)
-
-    def _switch(self, on: bool) -> None:
-        if on == self._enabled:
-            return
-        self._enabled = on
-        try:
-            self._settle_mix()
-        except BaseException:
-            self._enabled = not on
-            self._refresh()
-            raise
 
     # -- merging -----------------------------------------------------------------------------------------------
 
@@ -260,7 +162,13 @@ class PipelineAdapters(StackView):
         """Bring the weights to the mix in force, and the live side to the rest of it."""
         options = self._options or MergeOptions()
         active = self._loaded.items() if self._enabled else ()
-        chosen = (p for n, loaded in active for p in loaded.hooked if options.takes(n, p.key.component))
+        chosen = [p for n, loaded in active for p in loaded.hooked if options.takes(n, p.key.component)]
+        if (scheduled := next((p for p in chosen if p.schedule is not None), None)) is not None:
+            raise MergeError(
+                f"The strength of {scheduled.entry.owner!r} at {'.'.join(scheduled.key)} follows the denoising "
+                f"({scheduled.schedule}), and a merged weight stays what it is. Set a number, or name the adapters to "
+                "merge without it."
+            )
         report = self._merged.bring(mix_of(chosen), options, self._owner)
         self._settle()
         return report

@@ -11,6 +11,7 @@ from diffadapt.errors import StackError
 from diffadapt.inject.merging import MergedWeights, MergeOptions
 from diffadapt.inject.placement import Loaded
 from diffadapt.inject.scaling import Strength
+from diffadapt.inject.schedule import Number
 from diffadapt.report import LoadReport
 
 
@@ -38,9 +39,14 @@ class StackView:
         return {n: a.strength for n, a in self._loaded.items()}
 
     def values(self, name: str) -> dict[TargetKey, float]:
-        """An adapter's strength at every module it acts on."""
+        """An adapter's strength at every module it acts on; a scheduled one as it is now."""
         loaded = self._get(name)
         return dict(zip(loaded.keys, loaded.values, strict=True))
+
+    def numbers(self, name: str) -> dict[TargetKey, Number]:
+        """An adapter's strength at every module it acts on: a number or a schedule."""
+        loaded = self._get(name)
+        return dict(zip(loaded.keys, loaded.numbers, strict=True))
 
     @property
     def enabled(self) -> bool:

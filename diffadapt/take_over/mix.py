@@ -85,7 +85,7 @@ def taken_up(mix: Mix, stack: PipelineAdapters) -> Mix:
 
 
 def _adopt(mix: Mix, stack: PipelineAdapters, name: str, strength: Strength) -> None:
-    values = stack.values(name)
+    values = stack.numbers(name)
     components = components_of(stack, name)
     for component in components:
         own = {key.module: value for key, value in values.items() if key.component == component}

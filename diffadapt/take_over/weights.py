@@ -18,6 +18,7 @@ from torch import nn
 
 from diffadapt.errors import StackError
 from diffadapt.inject.scaling import DEFAULT, Strength
+from diffadapt.inject.schedule import Schedule
 
 _SIDES = ("down", "mid", "up")
 
@@ -31,6 +32,8 @@ def strength(weight: Any, model: nn.Module | None) -> Strength:
         if blocks and all(side in _SIDES for side in weight):
             return _by_attention(weight, model)
         return {DEFAULT: 1.0, **weight}
+    if isinstance(weight, Schedule):
+        return weight
     if isinstance(weight, (str, Sequence)):
         raise StackError(f"The weight of an adapter is {weight!r}; expected a number or a dict by block.")
     return float(weight)
