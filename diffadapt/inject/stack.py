@@ -94,7 +94,7 @@ class PipelineAdapters(StackMix):
     def _drop(self, name: str) -> None:
         loaded = self._loaded.pop(name)
         self._live.drop(loaded)
-        self._refresh_tables()
+        self._tables.refresh(self._loaded.values(), self._enabled, self._live.scale)
         loaded.embeddings.uninstall(self._owner)
         parts = self.components()
         self._live.relayer(self._widened.narrow(self._loaded.values(), parts, self._merged.modules))
