@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -19,6 +19,9 @@ from diffadapt.inject.progress import DENOISERS, FollowTimestep
 from diffadapt.inject.schedule import START, Moment, Number
 from diffadapt.inject.slot import Slot
 
+if TYPE_CHECKING:
+    from diffadapt.inject.mixed import BatchMix
+
 
 class LiveSlots:
     """Every module that has live deltas. Strengths reach the modules here, and nowhere else."""
@@ -27,6 +30,7 @@ class LiveSlots:
         self._owner, self._merged = owner, merged
         self.slots: dict[TargetKey, Slot] = {}
         self._fused = FusedProjections()
+        self.mix: BatchMix | None = None
         self._layout: ScaleLayout | None = None
         self._scale = 1.0
         self._progress = 1.0
@@ -105,10 +109,14 @@ class LiveSlots:
                 placement.entry.multiplier = 0.0 if out else placement.multiplier * self._scale
         for key, slot in self.slots.items():
             slot.rest_on(merged=key in self._merged)
+        if self.mix is not None:
+            self.mix.put(loaded, hidden, self.slots, self._scale)
         self.write_scales()
 
     def write_scales(self) -> None:
         """Write the scales of all packs that are built, as one copy per device."""
+        if self.mix is not None:
+            self.mix.write(self.slots)
         slots = [slot for slot in self.slots.values() if slot.pack is not None]
         if not slots:
             self._layout = None  # packs that are gone must not be kept alive by it

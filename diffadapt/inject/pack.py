@@ -61,6 +61,13 @@ class Pack:
     def rank(self) -> int:
         return 0 if self.down is None else self.down.shape[0]
 
+    @property
+    def folds(self) -> bool:
+        """Whether the module can see changed inputs: nothing here needs its product of the plain ones."""
+        if self.outputs or self.two_sided:  # a compiler traces this: it knows branches on tuples, and no bool() of them
+            return False
+        return len(self.inputs) > 0
+
     def fits(self, device: torch.device, dtype: torch.dtype) -> bool:
         return self.device == device and self.dtype == dtype
 
@@ -145,6 +152,20 @@ def low_rank_change(pack: Pack, layer: Layer, x: Tensor, y: Tensor, span: tuple[
         down, scales = down.repeat(groups, *(1,) * (down.ndim - 1)), scales.repeat(groups)
     h = layer.apply(x, down, groups) * scales.view(-1, *(1,) * (x.ndim - 2))
     return y + layer.pointwise(h.to(x.dtype), up, groups)
+
+
+def low_rank_rows(pack: Pack, layer: Layer, x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
+    """`low_rank_change` with scales (rows, R) of their own for every row of the batch, over all ranks."""
+    down, up = pack.down, pack.up
+    if down is None or up is None:
+        return y
+    groups = layer.groups if layer.kind == "conv" else 1
+    if groups > 1:
+        down, scales = down.repeat(groups, *(1,) * (down.ndim - 1)), scales.repeat(1, groups)
+    h = layer.apply(x, down.T if layer.kind == "embedding" else down, groups)
+    inner = (1,) * (h.ndim - 2)
+    h = h * scales.view(h.shape[0], *((-1, *inner) if layer.channel_dim == 1 else (*inner, -1)))
+    return y + layer.pointwise(h.to(y.dtype), up, groups)
 
 
 def channel_forms(parts: Sequence[Part]) -> list[tuple[ChannelForm, Part]]:

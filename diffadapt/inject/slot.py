@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -25,13 +25,19 @@ from diffadapt.algorithms.layer import Layer
 from diffadapt.inject.locate import weight_of
 from diffadapt.inject.pack import Pack, Part, build_pack, channel_forms, low_rank_change
 
+if TYPE_CHECKING:
+    from diffadapt.inject.mixed_rows import MixedRows
+
 _SLOTS: WeakValueDictionary[int, Slot] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
 def _ready(number: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Build a slot's pack while a compiler traces it: the trace then reads a finished pack, and never builds one."""
-    _SLOTS[number].ensure(device, dtype)
+    slot = _SLOTS[number]
+    slot.ensure(device, dtype)
+    if slot.rows is not None:
+        slot.rows.prepare(device, dtype, traced=True)
     return True
 
 
@@ -60,13 +66,14 @@ class Slot:
         self.pack: Pack | None = None
         self.on_merged = False
         self.progress = 1.0
+        self.rows: MixedRows | None = None
         self._plain: Tensor | None = None
         self._plains: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         _SLOTS[self.number] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        copy = Slot.__new__(Slot)
+        copy = Slot.__new__(type(self))
         memo[id(self)] = copy
         for name, value in self.__dict__.items():
             copy.__dict__[name] = {} if name == "_plains" else deepcopy(value, memo)
@@ -160,16 +167,21 @@ class Slot:
             return None
         x = args[0]
         pack = self.current(x.device, x.dtype)
-        if not pack.inputs or pack.outputs or pack.two_sided:
+        seen = self.rows.fold(x) if self.rows is not None else self.fold(x, pack) if pack.folds else None
+        if seen is None:
             return None
         if compiling:
             self._plain = x
         else:
             self._plains[threading.get_ident()] = x
+        return (seen, *args[1:])
+
+    def fold(self, x: Tensor, pack: Pack) -> Tensor:
+        """What the module is to see in place of x."""
         alone = self._lone_rotation(x, pack.inputs, pack)
         if alone is not None:
-            return (alone[0].added(x, alone[1], torch.empty_like(x)), *args[1:])
-        return (self._add_changes(x, x, pack.inputs, pack), *args[1:])
+            return alone[0].added(x, alone[1], torch.empty_like(x))
+        return self._add_changes(x, x, pack.inputs, pack)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Everything else, added to the module's output."""
@@ -189,6 +201,12 @@ class Slot:
         """The output with all deltas. `folded`: the input forms already acted on what the module saw."""
         if x.device != output.device:  # an offload hook moved the input inside the module's own forward
             x = x.to(output.device)
+        if self.rows is not None:
+            return self.rows.effect(x, output, forward, folded)
+        return self.plain_effect(x, output, forward, folded)
+
+    def plain_effect(self, x: Tensor, output: Tensor, forward: Callable[[Tensor], Tensor], folded: bool) -> Tensor:
+        """`effect` where all samples have the same strengths."""
         dtype = x.dtype if x.is_floating_point() else output.dtype
         pack, layer = self.current(x.device, dtype), self.layer
         y = output
@@ -203,20 +221,27 @@ class Slot:
             plain = output if pack.base_bias is None else output - self._as_channels(pack.base_bias, output)
             y = self._add_changes(y, plain, pack.outputs, pack)
             for part in pack.two_sided:
-                if (weight := self._weight(part, pack)) is not None:
+                if (weight := self._weight(part, pack, y)) is not None:
                     y = _plus(y, self._two_sided(part, forward, x, plain, pack), weight)
         for part in pack.branches:
-            if (weight := self._weight(part, pack)) is not None and isinstance(part.form, Branch):
+            if (weight := self._weight(part, pack, y)) is not None and isinstance(part.form, Branch):
                 y = _plus(y, part.form.change(x, layer), weight)
         if pack.rank:
-            y = low_rank_change(pack, layer, x, y, self._span(pack))
-        if pack.biases is not None:
-            weights = pack.scales[pack.bias_start : pack.bias_start + pack.biases.shape[0]]
-            y = y + self._as_channels((weights @ pack.biases).to(y.dtype), y)
-        return y
+            y = self._low_rank(x, y, pack)
+        return y if pack.biases is None else self._biased(y, pack.biases, pack)
 
-    def _weight(self, part: Part, pack: Pack) -> float | Tensor | None:
-        """A part's multiplier: a number, or an element of the scales while tracing; None where it does nothing."""
+    def _low_rank(self, x: Tensor, y: Tensor, pack: Pack) -> Tensor:
+        return low_rank_change(pack, self.layer, x, y, self._span(pack))
+
+    def _biased(self, y: Tensor, biases: Tensor, pack: Pack) -> Tensor:
+        weights = pack.scales[pack.bias_start : pack.bias_start + biases.shape[0]]
+        return y + self._as_channels((weights @ biases).to(y.dtype), y)
+
+    def _weight(self, part: Part, pack: Pack, like: Tensor) -> float | Tensor | None:
+        """A part's multiplier: a number, or an element of the scales while tracing; None where it does nothing.
+
+        like: an activation of the batch, which tells what a multiplier for each sample has to be broadcast to.
+        """
         if torch.compiler.is_compiling():
             return pack.scales[part.index]
         return self.entries[part.entry].multiplier or None
@@ -233,14 +258,14 @@ class Slot:
         eager = not torch.compiler.is_compiling() and not torch.is_grad_enabled()
         if not parts or not eager or v.device.type != "cpu" or v.dtype != pack.dtype or self.layer.kind != "linear":
             return None
-        active = [(form, weight) for form, part in channel_forms(parts) if (weight := self._weight(part, pack))]
+        active = [(form, weight) for form, part in channel_forms(parts) if (weight := self._weight(part, pack, v))]
         if len(active) != 1 or not isinstance(active[0][0], Rotate):
             return None
         return active[0][0], float(active[0][1])
 
     def _add_changes(self, to: Tensor, v: Tensor, parts: tuple[Part, ...], pack: Pack) -> Tensor:
         for form, part in channel_forms(parts):
-            if (weight := self._weight(part, pack)) is not None:
+            if (weight := self._weight(part, pack, v)) is not None:
                 to = _plus(to, form.change(v, self.layer), weight)
         return to
 

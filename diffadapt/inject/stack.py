@@ -16,7 +16,7 @@ from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component, components
 from diffadapt.inject.merge import Remember
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, frozen
-from diffadapt.inject.mixing import StackMix
+from diffadapt.inject.mixed import MixedStack
 from diffadapt.inject.placement import LINEAR, Loaded, mix_of, place
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.tables import Tables
@@ -24,7 +24,7 @@ from diffadapt.inject.widen import WidenedInputs
 from diffadapt.report import LoadReport, MergeReport
 
 
-class PipelineAdapters(StackMix):
+class PipelineAdapters(MixedStack):
     """All adapters of a pipeline or model. Made by `diffadapt.enable`; found as `pipe.adapters`.
 
     Everything here either finishes or leaves the pipeline as it was.
@@ -94,7 +94,7 @@ class PipelineAdapters(StackMix):
     def _drop(self, name: str) -> None:
         loaded = self._loaded.pop(name)
         self._live.drop(loaded)
-        self._tables.refresh(self._loaded.values(), self._enabled, self._live.scale)
+        self._refresh_tables()
         loaded.embeddings.uninstall(self._owner)
         parts = self.components()
         self._live.relayer(self._widened.narrow(self._loaded.values(), parts, self._merged.modules))
@@ -146,6 +146,10 @@ class PipelineAdapters(StackMix):
         (fastest), "code" (about a sixth of that) or "file" (nothing; `base` is the folder of the base model, default
         the one the pipeline was loaded from). Raises MergeError, with the weights as they were.
         """
+        if self._live.mix is not None:
+            raise MergeError(
+                "A mixed batch is in force, and merged weights are the same for all samples: end it first."
+            )
         by_component = names.values() if isinstance(names, Mapping) else [names or ()]
         for name in (name for group in by_component for name in group):
             self._get(name)

@@ -1,0 +1,260 @@
+"""Mixed batches: the samples of one batch carry different adapters.
+
+Some adapters differ between the samples, the weights do not: every module runs once on the whole batch, and what its
+slot adds is each sample's own (see `mixed_rows`). The counterpart in PEFT are `adapter_names` at inference, for its own
+LoRA layers; the name of no adapter, "__base__", is PEFT's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffadapt.adapter import TargetKey
+from diffadapt.errors import StackError
+from diffadapt.inject.locate import Component
+from diffadapt.inject.mixed_rows import BatchLayout, MixedRows
+from diffadapt.inject.mixing import StackMix
+from diffadapt.inject.placement import LINEAR, Loaded, Placement
+from diffadapt.inject.scaling import Strength
+from diffadapt.inject.schedule import Schedule
+from diffadapt.inject.slot import Entry, Slot
+
+BASE = "__base__"
+"""The entry of a sample without adapters."""
+
+Entries = Sequence[str | Mapping[str, Strength]]
+Values = Sequence[float] | None
+"""Strengths of an adapter's placements; None for those in force."""
+
+
+class BatchMix:
+    """Which adapters every prompt of a batch carries, and the hooks that tell how the batch is made of the prompts."""
+
+    def __init__(self, prompts: Sequence[Mapping[Loaded, Values]], images: int | None) -> None:
+        """images: pictures for each prompt; None to learn it from the pipeline's own `encode_prompt`."""
+        self.prompts, self.images = prompts, images
+        self.layouts: dict[str, BatchLayout] = {}
+        self._handles: list[RemovableHandle] = []
+        self._shadowed: list[tuple[Any, object]] = []
+
+    # -- how the batch is made ---------------------------------------------------------------------------------
+
+    def begin(self, owner: Any, parts: Mapping[str, Component]) -> None:
+        """Watch the models' batches, and the pipeline's number of images."""
+        for name, component in parts.items():
+            layout = BatchLayout(name, len(self.prompts))
+            if not name.startswith("text_encoder"):  # these see the prompts themselves
+                layout.images = self.images or 1
+            self.layouts[name] = layout
+            hook = component.model.register_forward_pre_hook(FollowBatch(layout), with_kwargs=True)
+            self._handles.append(hook)
+        encode = getattr(owner, "encode_prompt", None)
+        if self.images is None and encode is not None and not isinstance(owner, nn.Module):
+            self._shadowed = [(owner, owner.__dict__.get("encode_prompt"))]
+            owner.__dict__["encode_prompt"] = FollowImages(encode, self._follow_images)
+
+    def end(self) -> None:
+        """Leave the pipeline as `begin` found it."""
+        for handle in self._handles:
+            handle.remove()
+        for owner, before in self._shadowed:
+            if before is None:
+                owner.__dict__.pop("encode_prompt", None)
+            else:
+                owner.__dict__["encode_prompt"] = before
+        self._handles, self._shadowed = [], []
+
+    def _follow_images(self, images: int) -> None:
+        for name, layout in self.layouts.items():
+            if not name.startswith("text_encoder"):
+                layout.images = images
+
+    # -- what is in force --------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        loaded: Iterable[Loaded],
+        hidden: Callable[[str, TargetKey], bool],
+        slots: Mapping[TargetKey, Slot],
+        scale: float,
+    ) -> None:
+        """Give every slot the strengths of its prompts. The arguments are those of `LiveSlots.refresh`."""
+        held: dict[TargetKey, list[dict[Entry, float]]] = {key: [{} for _ in self.prompts] for key in slots}
+        for adapter in loaded:
+            for index, placement in enumerate(adapter.placements):
+                out = hidden(adapter.name, placement.key)
+                values = [0.0 if out else _multiplier(p, adapter, index) * scale for p in self.prompts]
+                # What tells a slot that has nothing to do from the others.
+                placement.entry.multiplier = max(values, key=abs)
+                if placement.called:
+                    for row, value in zip(held[placement.key], values, strict=True):
+                        row[placement.entry] = value
+        for key, slot in slots.items():
+            if slot.rows is None:
+                slot.rows = MixedRows(slot, self.layouts[key.component])
+            slot.rows.layout = self.layouts[key.component]
+            slot.rows.put(held[key])
+
+    def write(self, slots: Mapping[TargetKey, Slot]) -> None:
+        """Bring what is built to the strengths in force: a compiled model builds nothing itself."""
+        for slot in slots.values():
+            if slot.rows is not None:
+                slot.rows.write()
+
+    def check(self) -> None:
+        """Raise StackError for adapters that cannot differ between the samples of a batch."""
+        for adapter in {adapter: None for prompt in self.prompts for adapter in prompt}:
+            if adapter.parameters:
+                raise StackError(
+                    f"Adapter {adapter.name!r} is being trained, which no mixed batch does; train it alone."
+                )
+            for index, placement in enumerate(adapter.placements):
+                _check_placement(adapter, placement, [_multiplier(p, adapter, index) for p in self.prompts])
+
+
+def _multiplier(prompt: Mapping[Loaded, Values], adapter: Loaded, index: int) -> float:
+    """What the entry's delta of a placement is multiplied by for a prompt.
+
+    An adapter that is named acts at the strength in force, or fully where it is switched off.
+    """
+    if adapter not in prompt:
+        return 0.0
+    values, placement = prompt[adapter], adapter.placements[index]
+    in_force = 1.0 if adapter.strength == 0.0 else placement.value
+    value = in_force if values is None else values[index]
+    return value if placement.rule == LINEAR else float(value != 0.0)
+
+
+def _check_placement(adapter: Loaded, placement: Placement, multipliers: Sequence[float]) -> None:
+    where = ".".join(placement.key)
+    if not any(multipliers):
+        return
+    if not placement.called:
+        raise StackError(
+            f"Adapter {adapter.name!r} changes {where}, which no layer of its own computes with: all samples of a "
+            "batch share it. Run this adapter alone."
+        )
+    if ".experts." in where:
+        raise StackError(f"Adapter {adapter.name!r} changes {where}: an expert sees tokens, and not of which sample.")
+    if placement.rule != LINEAR and placement.value == 0.0:
+        raise StackError(f"Adapter {adapter.name!r} has the strength rule {placement.rule!r}: set its strength first.")
+
+
+class FollowBatch:
+    """A pre-hook on a model that notes how many samples it is given, and checks that the prompts fit."""
+
+    def __init__(self, layout: BatchLayout) -> None:
+        self.layout = layout
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, list) and value and isinstance(value[0], Tensor) and len(value) > 1:
+                raise StackError(
+                    f"{self.layout.name} takes its samples as a list and joins their tokens in one row: which row is "
+                    "whose cannot be told, so it runs no mixed batch."
+                )
+            if isinstance(value, Tensor) and value.ndim >= 2:
+                self.layout.batch = value.shape[0]
+                self.layout.split(value.shape[0])
+                return
+
+
+class FollowImages:
+    """A pipeline's own `encode_prompt`, which every pipeline tells how many pictures a prompt is for."""
+
+    def __init__(self, encode: Callable[..., Any], report: Callable[[int], None]) -> None:
+        self.encode, self.report = encode, report
+        self.parameters = inspect.signature(encode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self.parameters.bind(*args, **kwargs).arguments
+        images = [given[name] for name in ("num_images_per_prompt", "num_videos_per_prompt") if name in given]
+        self.report(int(images[0]) if images and images[0] else 1)
+        return self.encode(*args, **kwargs)
+
+
+class MixedStack(StackMix):
+    """The side of `PipelineAdapters` that gives the samples of a batch adapters of their own."""
+
+    def mix_batch(self, entries: Entries | None, *, images_per_prompt: int | None = None) -> None:
+        """From now on, run batches whose samples carry different adapters. None ends it.
+
+        entries: for every prompt of a call the name of an adapter, which acts at the strength it has (1 where it is
+        switched off), or a mapping of names to strengths as in `set`, or "__base__" for none.
+
+        A batch may be the prompts repeated: each for its images, one after the other (`num_images_per_prompt`), and all
+        of that for guidance, the prompts "without" before those "with". That is what Diffusers' pipelines do, whether
+        they join both for one call (Stable Diffusion, SD3) or call twice (Flux, Wan). images_per_prompt: None takes the
+        number from the pipeline's call; give it where there is none (a bare model, embeddings of your own).
+
+        A later change of a strength or `disable()` acts on the adapters in the batch too. Raises StackError for names
+        that are not loaded, merged weights, adapters in training, and those that act on no activation of one sample
+        (parameters outside of layers, experts). Another number of rows is an error when the model runs.
+        """
+        self._swap_mix(None if entries is None else self._mix_of(entries, images_per_prompt))
+
+    @contextmanager
+    def mixed(self, entries: Entries, *, images_per_prompt: int | None = None) -> Iterator[Self]:
+        """`mix_batch` for a while: `with pipe.adapters.mixed(["ink", "__base__", {"ink": 0.5, "clay": 0.3}]): ...`."""
+        before = self._live.mix
+        self.mix_batch(entries, images_per_prompt=images_per_prompt)
+        try:
+            yield self
+        finally:
+            self._swap_mix(before)
+
+    def _mix_of(self, entries: Entries, images: int | None) -> BatchMix:
+        if isinstance(entries, (str, Mapping)) or not entries:
+            raise StackError(f"A mixed batch takes an entry for every prompt, not {entries!r}.")
+        if self.merged:
+            raise StackError("Merged weights are the same for all samples of a batch: unmerge() first.")
+        if images is not None and images < 1:
+            raise StackError(f"images_per_prompt is {images}; expected at least 1.")
+        parts = self.components()
+        prompts: list[dict[Loaded, Values]] = []
+        for entry in entries:
+            names: Mapping[str, Strength | None] = {entry: None} if isinstance(entry, str) else entry
+            chosen = {self._get(name): strength for name, strength in names.items() if name != BASE}
+            prompts.append({a: None if s is None else self._fixed(a, s, parts) for a, s in chosen.items()})
+        mix = BatchMix(prompts, images)
+        mix.check()
+        return mix
+
+    def _fixed(self, loaded: Loaded, strength: Strength, parts: Mapping[str, Component]) -> list[float]:
+        numbers = self._resolve(loaded, strength, parts)[1]
+        if any(isinstance(number, Schedule) for number in numbers):
+            raise StackError(f"Give {loaded.name!r} its schedule by set(), and its name alone to the mixed batch.")
+        return [float(number) for number in numbers if not isinstance(number, Schedule)]
+
+    def _refresh(self) -> None:
+        self._live.refresh(self._loaded.values(), self._hidden)
+        self._refresh_tables()
+
+    def _refresh_tables(self) -> None:
+        shared = self._enabled and self._live.mix is None  # parameters cannot differ between samples
+        self._tables.refresh(self._loaded.values(), shared, self._live.scale)
+
+    def _swap_mix(self, mix: BatchMix | None) -> None:
+        before = self._live.mix
+        try:
+            self._put_mix(mix)
+        except BaseException:
+            self._put_mix(before)
+            raise
+
+    def _put_mix(self, mix: BatchMix | None) -> None:
+        if self._live.mix is not None:
+            self._live.mix.end()
+        self._live.mix = mix
+        if mix is not None:
+            mix.begin(self._owner, self.components())
+        else:
+            for slot in self._live.slots.values():
+                slot.rows = None
+        self._refresh()
