@@ -9,8 +9,10 @@ report = pipe.load_adapter("pixel-art.safetensors", adapter_name="pixel", weight
 from __future__ import annotations
 
 from diffadapt.adapter import Adapter, Embedding, Metadata, TargetKey
+from diffadapt.combine import combine
 from diffadapt.errors import (
     AlgorithmError,
+    CombineError,
     DialectError,
     DiffAdaptError,
     MergeError,
@@ -21,7 +23,11 @@ from diffadapt.errors import (
     TargetError,
     UnsafeFileError,
 )
+from diffadapt.inject import schedule
+from diffadapt.inject.block_weights import block_strength
+from diffadapt.inject.composite import composite
 from diffadapt.inject.placement import UnmatchedKeysWarning
+from diffadapt.inject.schedule import Schedule, switch
 from diffadapt.inject.stack import PipelineAdapters
 from diffadapt.pipeline import enable, load_adapter
 from diffadapt.reading import read_adapter
@@ -32,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "AlgorithmError",
+    "CombineError",
     "DialectError",
     "DiffAdaptError",
     "Embedding",
@@ -43,13 +50,19 @@ __all__ = [
     "NonFiniteError",
     "NotAnAdapterError",
     "PipelineAdapters",
+    "Schedule",
     "SourceError",
     "StackError",
     "TargetError",
     "TargetKey",
     "UnmatchedKeysWarning",
     "UnsafeFileError",
+    "block_strength",
+    "combine",
+    "composite",
     "enable",
     "load_adapter",
     "read_adapter",
+    "schedule",
+    "switch",
 ]

@@ -99,6 +99,8 @@ class Adapter:
     evidence: str = ""
     """Which keys decided the dialect, in words."""
     origin: Origin | None = field(default=None, repr=False)
+    losses: Mapping[TargetKey, float] = field(default_factory=dict, repr=False)
+    """Of a combination: the targets whose rank costs something -> the relative Frobenius error of the change."""
 
     @property
     def family(self) -> str | None:

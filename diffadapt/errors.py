@@ -46,5 +46,9 @@ class MergeError(DiffAdaptError):
     """Weights that cannot be merged or restored: offloaded, quantised, or changed by somebody else."""
 
 
+class CombineError(DiffAdaptError):
+    """Adapters that cannot be combined as asked: other families, a method that needs the base model, a bad option."""
+
+
 class RecipeError(DiffAdaptError):
     """A recipe or a prompt's tag that cannot be read or reproduced: malformed, a source missing, a wrong hash."""

@@ -151,6 +151,15 @@ class Delta(ABC):
         """The exact low-rank form of the weight's change, where there is one that needs no base weight."""
         return None
 
+    @property
+    def shape_alone(self) -> tuple[int, ...] | None:
+        """The shape of the weight's change where the tensors alone make it, None where the base weight takes part.
+
+        Where it is given, `weight_delta` reads nothing of its argument but shape and device.
+        """
+        pair = self.low_rank()
+        return None if pair is None else (pair.up.shape[0], *pair.down.shape[1:])
+
     def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
         """The live effect, as parts that are each linear in the multiplier. `weight()` and `bias()`: the base's."""
         pair = self.low_rank()

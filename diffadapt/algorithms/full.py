@@ -49,6 +49,10 @@ class Full(Delta):
     def changes_weight(self) -> bool:
         return self.diff is not None or self.new_weight is not None
 
+    @property
+    def shape_alone(self) -> tuple[int, ...] | None:
+        return tuple(self.diff.shape) if self.diff is not None else None
+
     def weight_delta(self, weight: Tensor) -> Tensor:
         if self.diff is not None:
             return f32(self.diff, weight).reshape(weight.shape)

@@ -101,6 +101,11 @@ class LoHa(Delta):
         down = (b1.unsqueeze(1) * b2.unsqueeze(0)).reshape(rank, columns)
         return LowRank(down, up, self.scale)
 
+    @property
+    def shape_alone(self) -> tuple[int, ...]:
+        rows, _ = self._flat_shape()
+        return (rows, *self.w1_b.shape[1:], *(() if self.t1 is None else self.t1.shape[2:]))
+
     def _flat_shape(self) -> tuple[int, int]:
         columns = self.w1_b[0].numel()
         if self.t1 is None:

@@ -163,6 +163,13 @@ class LoKr(Delta):
         core = 1 if self.t2 is None else self.t2[0, 0].numel()
         return int(small.shape[1]) * _given(self.w2_b)[0].numel() * core
 
+    @property
+    def shape_alone(self) -> tuple[int, ...]:
+        rows = self._fused_rows if self.cut is None else self.cut[1] - self.cut[0]
+        core = self.w2 if self.w2 is not None else self.t2
+        kernel = tuple(core.shape[2:]) if core is not None else ()
+        return (rows, self._columns // math.prod(kernel), *kernel)
+
     def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
         if layer.groups > 1 or self.left_padded:
             return (Dense(self.weight_delta(weight())),)

@@ -92,6 +92,12 @@ class LoRA(Delta):
         core = torch.einsum("ab...,bi->ai...", f32(self.mid), f32(self.down).flatten(1))
         return LowRank(core, up, self.scale)
 
+    @property
+    def shape_alone(self) -> tuple[int, ...]:
+        shape = (self.up.shape[0], *(self.down if self.mid is None else self.mid).shape[2:])
+        columns = self.down.shape[1]
+        return (columns, shape[0]) if self.transposed else (shape[0], columns, *shape[1:])
+
     def weight_delta(self, weight: Tensor) -> Tensor:
         shape = tuple(weight.shape)
         if not self.transposed:

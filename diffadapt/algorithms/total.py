@@ -58,6 +58,11 @@ class Sum(Delta):
         ups = [f32(pair.up) * pair.scale for pair in known]
         return LowRank(torch.cat([f32(pair.down).flatten(1) for pair in known]), torch.cat(ups, dim=1))
 
+    @property
+    def shape_alone(self) -> tuple[int, ...] | None:
+        shapes = [part.shape_alone for part in self._of_weight]
+        return None if None in shapes else next(iter(shapes), None)
+
     def forms(self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> tuple[Form, ...]:
         return tuple(form for part in self.parts for form in part.forms(layer, weight, bias))
 
