@@ -18,20 +18,21 @@ from diffadapt.errors import (
     MergeError,
     NonFiniteError,
     NotAnAdapterError,
+    RecipeError,
     SourceError,
     StackError,
     TargetError,
     UnsafeFileError,
 )
-from diffadapt.inject import schedule
 from diffadapt.inject.block_weights import block_strength
 from diffadapt.inject.composite import composite
 from diffadapt.inject.placement import UnmatchedKeysWarning
-from diffadapt.inject.schedule import Schedule, switch
 from diffadapt.inject.stack import PipelineAdapters
 from diffadapt.pipeline import enable, load_adapter
 from diffadapt.reading import read_adapter
+from diffadapt.recipe.recipe import Recipe
 from diffadapt.report import LayerMerge, LoadReport, MergeReport
+from diffadapt.schedule import Schedule, switch
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,8 @@ __all__ = [
     "NonFiniteError",
     "NotAnAdapterError",
     "PipelineAdapters",
+    "Recipe",
+    "RecipeError",
     "Schedule",
     "SourceError",
     "StackError",
@@ -63,6 +66,5 @@ __all__ = [
     "enable",
     "load_adapter",
     "read_adapter",
-    "schedule",
     "switch",
 ]

@@ -120,7 +120,10 @@ class StackMix(StackView):
 
     @contextmanager
     def muted(self, *names: str) -> Iterator[Self]:
-        """For a while, put these adapters out of force where they are live. What is merged stays."""
+        """For a while, put these adapters out of force where they are live.
+
+        What is merged stays, and what they change outside of layers.
+        """
         for name in names:
             self._get(name)
         before, self._muted = self._muted, self._muted.union(names)

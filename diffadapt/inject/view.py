@@ -48,6 +48,10 @@ class StackView:
         loaded = self._get(name)
         return dict(zip(loaded.keys, loaded.numbers, strict=True))
 
+    def outside_of_layers(self, name: str) -> tuple[str, ...]:
+        """The parameters that an adapter changes and that no layer of their own computes with."""
+        return tuple(".".join(p.key) for p in self._get(name).placements if not p.called)
+
     @property
     def enabled(self) -> bool:
         return self._enabled

@@ -9,9 +9,11 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
+import diffadapt
 from diffadapt import StackError
 from diffadapt.inject.block_weights import LAYOUTS, PRESETS, block_strength, kind_of, preset
 from diffadapt.inject.scaling import Targets, multipliers
+from tests import tiny
 
 ENCODER = "encoder.layers.0.mlp.fc1"
 
@@ -140,3 +142,29 @@ def test_kinds_are_told_by_the_models():
 def test_a_vector_for_another_model_names_what_it_has_not():
     with pytest.raises(StackError, match="names no module"):
         values(block_strength([1.0] * 17), "sdxl")
+
+
+def test_presets_where_strengths_are_given():
+    """Through `load_adapter` and `set`, on a pipeline of four blocks."""
+    attention = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    pipe = diffadapt.enable(
+        tiny.sd(
+            block_out_channels=(8, 8, 8, 8), layers_per_block=2, down_block_types=attention,
+            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3), norm_num_groups=4,
+        )
+    )  # fmt: skip
+    paths = [f"{block}.attentions.1.proj_in" for block in ("down_blocks.1", "mid_block", "up_blocks.2")]
+    paths[1] = "mid_block.attentions.0.proj_in"
+    file = {}
+    for path in paths:
+        file[f"unet.{path}.lora_A.weight"] = torch.randn(2, 8, 1, 1)
+        file[f"unet.{path}.lora_B.weight"] = torch.randn(8, 2, 1, 1)
+    pipe.load_adapter(file, adapter_name="a", weight="INALL")
+    assert list(pipe.adapters.values("a").values()) == [1.0, 0.0, 0.0]
+    pipe.adapters.set({"a": "IN05:-0.5,OUT07"})
+    assert list(pipe.adapters.values("a").values()) == [-0.5, 0.0, 1.0]
+    pipe.adapters.set(["a"], [list(preset("MIDD"))])
+    assert list(pipe.adapters.values("a").values()) == [1.0, 1.0, 0.0]
+    with pytest.raises(StackError, match="12 block weights are for sdxl; the model is sd1"):
+        pipe.adapters.set({"a": ",".join(["1"] * 12)})
+    assert list(pipe.adapters.values("a").values()) == [1.0, 1.0, 0.0]
