@@ -144,18 +144,24 @@ class Finder:
             path = Path(place)
             if _is_file(path):
                 yield path
-        wanted = [name for name in (part.file, part.name) if name]
         for fold in (str, str.lower):
-            for path in self._files:
-                names = self._names(path)
-                if any(fold(name) in {fold(known) for known in names} for name in wanted):
-                    yield path
+            for name in filter(None, (part.file, part.name)):
+                for path in self._by_name.get(name.lower(), ()):
+                    if fold(name) in map(fold, self._names(path)):
+                        yield path
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, list[Path]]:
+        """Lower-case name -> the folder's files that may be called so."""
+        found: dict[str, list[Path]] = {}
+        for path in self._files:
+            for name in {name.lower() for name in self._names(path)}:
+                found.setdefault(name, []).append(path)
+        return found
 
     def _names(self, path: Path) -> set[str]:
         """What a file of the folder may be called: its name or its path in the folder, with its ending or without."""
-        if self.folder is None:
-            return set()
-        inside = path.relative_to(self.folder)
+        inside = path.relative_to(self.folder or "")
         stem = inside.with_suffix("")
         return {inside.name, inside.as_posix(), stem.name, stem.as_posix()}
 

@@ -263,3 +263,23 @@ def test_no_other_machine_is_asked(source: str, monkeypatch: pytest.MonkeyPatch)
 def test_names_do_not_leave_the_folder(library: Path) -> None:
     with pytest.raises(RecipeError, match="no such file"):
         Recipe(adapters=(Part(name="../ink", file="../ink.safetensors"),)).apply(fresh(), library / "sub")
+
+
+def test_a_picture_is_made_again_to_the_bit(mixed: Any) -> None:
+    from diffadapt.inject.schedule import window
+
+    mixed.adapters.set({"ink": window(0.0, 0.5, 0.8), "pixel": MIX["pixel"]})
+    recipe = Recipe.from_json(Recipe.of(mixed, seed=5, steps=4, guidance=2.0).to_json())
+
+    def picture(pipe: Any) -> torch.Tensor:
+        states = torch.randn(1, 5, tiny.WIDTH, generator=torch.Generator().manual_seed(1))
+        return pipe(
+            prompt_embeds=states, negative_prompt_embeds=-states, num_inference_steps=recipe.steps, height=64, width=64,
+            guidance_scale=recipe.guidance, generator=torch.Generator().manual_seed(recipe.seed), output_type="latent",
+        ).images  # fmt: skip
+
+    pipe = fresh()
+    plain = picture(pipe)
+    recipe.apply(pipe)
+    assert torch.equal(picture(pipe), picture(mixed))
+    assert not torch.equal(picture(pipe), plain)
