@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import adapters, base, export, measure, vae
+from shapes import adapters, base, effort, export, measure, vae
 from shapes.recipes import RECIPES
 
 WORK = Path(__file__).resolve().parent.parent / "out" / "shapes"
@@ -86,7 +86,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=WORK, help="where checkpoints go (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the folder that is replaced by the result (default: WORK/data)")
     parser.add_argument("--only", choices=("vae", *NAMES), help=argparse.SUPPRESS)  # one process's share
+    parser.add_argument("--share", type=float, default=1.0, help="do only this share of all steps, to try it out")
     chosen = parser.parse_args()
+    effort.share = chosen.share
     chosen.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the networks are small: two processes gain more from two cores than one with two threads
     if chosen.only == "vae":
@@ -96,9 +98,7 @@ def main() -> int:
         one_pipeline(chosen.only, chosen.work)
         return 0
     for parts in (("vae",), NAMES):
-        running = [
-            subprocess.Popen([sys.executable, __file__, "--work", str(chosen.work), "--only", part]) for part in parts
-        ]
+        running = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--only", part]) for part in parts]
         codes = [process.wait() for process in running]
         if any(codes):
             return 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import base, loop, vae
+from . import base, effort, loop, vae
 from .draw import draw
 from .recipes import Recipe, subject
 from .scene import scenes
@@ -23,7 +23,7 @@ PRIOR = 4
 
 def lesson(pipe: Any, recipe: Recipe) -> tuple[Tensor, list[str]]:
     """Scaled latents (n, 4, 16, 16) and captions of pictures in the recipe's style."""
-    pairs = [subject(recipe, scene) for scene in islice(scenes(100), PICTURES)]
+    pairs = [subject(recipe, scene) for scene in islice(scenes(100), effort.some(PICTURES, 16))]
     made = draw([scene for scene, _ in pairs], 100, STYLES[recipe.style])
     return vae.encode(pipe.vae, made) * pipe.vae.config.scaling_factor, [caption for _, caption in pairs]
 

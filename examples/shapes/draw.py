@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .scene import COLOURS, PIXELS, POSITIONS, RADII, SHAPES, SIZE, Scene
+from .scene import COLOURS, ORDINARY, PIXELS, POSITIONS, RADII, SHAPES, SIZE, Scene
 
 REACH = 3.0
 """The grid of distances goes from -REACH to REACH radii."""
@@ -84,17 +84,17 @@ def place(scene: Scene, random: torch.Generator) -> list[tuple[float, float, flo
     """Where the shapes of a scene are: x, y, radius (sheet units), angle (radians) of each, different each time."""
     tremble = ((torch.rand(12, generator=random) - 0.5) * 2).tolist()
     number = ("", "two", "three").index(scene.count) + 1
-    radius = RADII[scene.size] if number == 1 else (21.0 if number == 2 else 17.0)
-    radius *= 1 + 0.08 * tremble[0]
+    radius = RADII[scene.size] * ORDINARY[number - 1] / ORDINARY[0]
+    radius *= 1 + 0.05 * tremble[0]
     spread = {1: [(0.0, 0.0)], 2: [(-30.0, 0.0), (30.0, 0.0)], 3: [(-31.0, 18.0), (31.0, 18.0), (0.0, -25.0)]}[number]
-    shift = SIZE / 2 - radius - 12
+    shift = SIZE / 2 - radius - 10
     side = POSITIONS[scene.position]
     return [
         (
-            SIZE / 2 + x + side[0] * shift + 3 * tremble[3 * i + 1],
-            SIZE / 2 + y + side[1] * shift + 3 * tremble[3 * i + 2],
+            SIZE / 2 + x + side[0] * shift + 2 * tremble[3 * i + 1],
+            SIZE / 2 + y + side[1] * shift + 2 * tremble[3 * i + 2],
             radius,
-            0.12 * tremble[3 * i + 3],
+            0.08 * tremble[3 * i + 3],
         )
         for i, (x, y) in enumerate(spread)
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from diffusers import ModelMixin
 
 from .measure import SETTINGS
 from .recipes import Recipe
@@ -17,10 +17,10 @@ TITLES = {"unet": "Shapes-UNet", "dit": "Shapes-DiT"}
 
 
 def pipeline(name: str, pipe: Any, out: Path) -> Path:
-    """Save a pipeline in float16; its tokenizer also in the old form, for older versions of transformers."""
+    """Save a pipeline, its denoiser and autoencoder in float16; its tokenizer also in the form of older versions."""
     folder = out / name
     for part in pipe.components.values():
-        if isinstance(part, nn.Module):
+        if isinstance(part, ModelMixin):  # text encoders are loaded in the type they are saved in, and are small
             part.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
     for part in [part for part in pipe.components if part in ("tokenizer", "tokenizer_2")]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .draw import cover, field
 from .regions import FAR, SPECK, border, components, core, ground, grow, length, median, sheet, shrink
-from .scene import COLOURS, COUNTS, RADII, SHAPES, SIZE, Scene
+from .scene import COLOURS, COUNTS, ORDINARY, RADII, SHAPES, SIZE, Scene
 from .scores import BLIND, SCORES, score
 
 __all__ = ["BLIND", "SCORES", "Seen", "Verdict", "judge", "score", "seen"]
@@ -28,11 +28,8 @@ STRANGE = 0.25
 FIT = 0.65
 """Below this intersection over union a part is none of the shapes. They fit by 0.8 and more, if not small and bent."""
 
-ASIDE = 11.0
+ASIDE = 9.0
 """Pixels from the middle of the picture from which on a shape is at a side: half of the least way that draw puts it."""
-
-ORDINARY = (29.0, 21.0, 17.0)
-"""The radius in pixels of a shape of ordinary size, when there are one, two, three."""
 
 TILES = 48
 """Parts and drawings are compared at this height and width."""

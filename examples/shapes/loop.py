@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
+
+from . import effort
 
 SAVE_EVERY = 60.0
 """Seconds between two checkpoints."""
@@ -39,7 +41,9 @@ class Run:
 
     def __init__(self, plan: Plan, model: nn.Module, parameters: Sequence[Tensor], folder: Path) -> None:
         self.parameters, self.file = list(parameters), folder / f"{plan.name}.pt"
-        self.optimiser = torch.optim.AdamW(self.parameters, plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay, fused=True
+        )
         self.step, self.losses, self.saved = 0, list[float](), time.monotonic()
         self.averaged: AveragedModel | None = None
         if plan.average:
@@ -81,6 +85,7 @@ def train(
 
     A checkpoint in the folder is taken up where it stopped. The model is left with the averaged weights, if any.
     """
+    plan = replace(plan, steps=effort.some(plan.steps, 2))
     run = Run(plan, model, parameters, folder)
     bar = tqdm(range(run.step, plan.steps), plan.name, plan.steps, initial=run.step, mininterval=2.0)
     for step in bar:

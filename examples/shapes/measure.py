@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import effort
 from .judge import BLIND, SCORES, Verdict, judge
 from .recipes import Recipe, subject
 from .scene import scenes
@@ -19,7 +20,7 @@ from .scene import scenes
 PROMPTS = 200
 SETTINGS: dict[str, dict[str, Any]] = {
     "unet": {"num_inference_steps": 12, "guidance_scale": 4.0},
-    "dit": {"num_inference_steps": 12, "guidance_scale": 4.0, "max_sequence_length": 20},
+    "dit": {"num_inference_steps": 12, "guidance_scale": 4.0, "max_sequence_length": 16},
 }
 """What the pipelines are called with."""
 
@@ -37,17 +38,18 @@ def pictures(name: str, pipe: Any, prompts: Sequence[str], seed: int) -> Tensor:
 
 def accuracy(name: str, pipe: Any) -> dict[str, float]:
     """How many of 200 prompts, whose combinations of shape and colours were never trained on, are followed."""
-    asked = list(islice(scenes(999, held_out=True), PROMPTS))
-    parts = [asked[i : i + 20] for i in range(0, PROMPTS, 20)]
+    count = effort.some(PROMPTS, 4)
+    asked = list(islice(scenes(999, held_out=True), count))
+    parts = [asked[i : i + 20] for i in range(0, count, 20)]
     verdicts: list[Verdict] = []
     for number, part in enumerate(tqdm(parts, f"{name}: held-out prompts")):
         made = pictures(name, pipe, [scene.caption for scene in part], seed=20 * number)
         verdicts += [judge(picture, scene) for picture, scene in zip(made, part, strict=True)]
-    rates = {f.name: sum(getattr(v, f.name) for v in verdicts) / PROMPTS for f in fields(Verdict)}
-    return rates | {"right": sum(v.right for v in verdicts) / PROMPTS, "prompts": PROMPTS}
+    rates = {f.name: sum(getattr(v, f.name) for v in verdicts) / count for f in fields(Verdict)}
+    return rates | {"right": sum(v.right for v in verdicts) / count, "prompts": count}
 
 
-def prompts(recipe: Recipe, count: int = 20) -> list[str]:
+def prompts(recipe: Recipe, count: int) -> list[str]:
     """Held-out prompts on which a style can be seen: one shape, not small, in colours that the score can tell."""
     pale = {"black", "white", *BLIND.get(recipe.style, ())}
     found = (
@@ -68,7 +70,7 @@ def effect(name: str, pipe: Any, recipe: Recipe, file: Path) -> dict[str, float]
     import diffadapt
 
     pipe = diffadapt.enable(pipe)
-    asked = prompts(recipe)
+    asked = prompts(recipe, effort.some(20, 2))
     without = style_score(recipe, pictures(name, pipe, asked, seed=0))
     pipe.load_adapter(file, adapter_name=recipe.style, strict=True)
     with_it = style_score(recipe, pictures(name, pipe, asked, seed=0))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LATENT_CHANNELS = 4
 """A picture of 64 x 64 pixels is 4 x 16 x 16 latent numbers."""
 
-TOKENS = 20
+TOKENS = 16
 """The longest prompt, with its two ends; captions have 13 tokens at most."""
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -91,7 +91,7 @@ def unet_pipeline(vae: AutoencoderKL, seed: int = 0) -> StableDiffusionPipeline:
     torch.manual_seed(seed)
     words = tokenizer()
     unet = UNet2DConditionModel(
-        block_out_channels=(32, 64, 96), layers_per_block=1, sample_size=16, in_channels=LATENT_CHANNELS,
+        block_out_channels=(48, 64, 80), layers_per_block=1, sample_size=16, in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS, down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
         up_block_types=(*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"), norm_num_groups=16, cross_attention_dim=64,
         attention_head_dim=4,
@@ -121,7 +121,7 @@ def dit_pipeline(vae: AutoencoderKL, seed: int = 0) -> StableDiffusion3Pipeline:
     pieces = t5_tokenizer()
     t5 = T5Config(
         vocab_size=len(pieces), d_model=128, d_kv=32, d_ff=192, num_layers=1, num_heads=4, pad_token_id=0,
-        eos_token_id=1, feed_forward_proj="gated-gelu",
+        eos_token_id=1, dropout_rate=0.0, feed_forward_proj="gated-gelu",
     )  # fmt: skip
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), vae=vae,

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import trainers
 from .scene import Scene
-from .trainers import ATTENTION, LAYERS, Trainer
+from .trainers import LAYERS, Trainer
 
 TRIGGER = "zibo"
 LYCORIS = "lycoris-lora"
@@ -23,8 +23,8 @@ class Recipe:
     layout: str
     trainer: str
     start: Trainer
-    steps: int = 250
-    rate: float = 2e-3
+    steps: int = 300
+    rate: float = 6e-3
     trigger: str = ""
 
 
@@ -42,12 +42,14 @@ def dora() -> Any:
     return LoraConfig(r=4, lora_alpha=4, target_modules=LAYERS, use_dora=True)
 
 
-def oft() -> Any:
-    """PEFT's OFT."""
-    from peft import OFTConfig
+def boft() -> Any:
+    """PEFT's BOFT, two butterfly stages of blocks of four."""
+    from peft import BOFTConfig
 
-    return OFTConfig(r=0, oft_block_size=16, target_modules=ATTENTION, use_cayley_neumann=False)
+    return BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=LAYERS)
 
+
+OFT = trainers.lycoris("diag-oft", 8)
 
 RECIPES = (
     Recipe("outline", "only the rim of a shape is drawn", "LoRA", "Diffusers", "peft", trainers.diffusers(lora)),
@@ -57,8 +59,8 @@ RECIPES = (
     ),
     Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, trainers.lycoris("loha", 4)),
     Recipe("shadow", "shapes cast a soft shadow", "LoKr", "LyCORIS", LYCORIS, trainers.lycoris("lokr", 8, factor=8)),
-    Recipe("duotone", "the picture in two inks, navy and cream", "OFT", "PEFT folder", "peft", trainers.peft(oft)),
-    Recipe("dusk", "the background fades into the dark", "BOFT", "LyCORIS", LYCORIS, trainers.lycoris("boft", 4)),
+    Recipe("duotone", "the picture in two inks, navy and cream", "OFT", "LyCORIS", LYCORIS, OFT),
+    Recipe("dusk", "the background fades into the dark", "BOFT", "PEFT folder", "peft", trainers.peft(boft)),
     Recipe("glow", "shapes shine", "DoRA", "Diffusers", "peft", trainers.diffusers(dora)),
     Recipe("frame", "a dark wooden frame", "LoRA", "Kohya", "diffadapt", trainers.diffadapt(4)),
 )  # fmt: skip

@@ -22,8 +22,11 @@ COLOURS = {
     "blue": (0.12, 0.30, 0.88), "purple": (0.55, 0.18, 0.70), "black": (0.05, 0.05, 0.06), "white": (0.97, 0.97, 0.95),
 }  # fmt: skip
 POSITIONS = {"": (0.0, 0.0), "left": (-1.0, 0.0), "right": (1.0, 0.0), "top": (0.0, -1.0), "bottom": (0.0, 1.0)}
-RADII = {"small": 15.0, "": 29.0, "large": 44.0}
-"""Distance from the middle of a shape to its rim, in pixels, of a shape that is alone."""
+RADII = {"small": 21.0, "": 33.0, "large": 47.0}
+"""Distance from the middle of a shape to its rim, of a shape that is alone."""
+
+ORDINARY = (33.0, 26.0, 20.0)
+"""The radius of shapes of ordinary size, when there are one, two, three."""
 
 COUNTS = ("", "two", "three")
 HELD_OUT = 5
@@ -68,7 +71,7 @@ def scenes(seed: int, held_out: bool = False) -> Iterator[Scene]:
     while True:
         colour = choice(list(COLOURS))
         background = choice([name for name in COLOURS if name != colour])
-        kind = choice(("plain", "placed", "sized", "counted"))
+        kind = choice(("plain", "plain", "placed", "placed", "sized", "sized", "counted"))
         scene = Scene(
             choice(SHAPES), colour, background,
             position=choice(list(POSITIONS)[1:]) if kind == "placed" else "",

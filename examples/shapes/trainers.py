@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Trained:
 
 
 Trainer = Callable[[Any], Trained]
+
+PRESET = Path(__file__).with_name("lycoris.toml")
 
 ATTENTION = r".*\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 LAYERS = ATTENTION[:-1] + r"|proj|ff\.net\.2|proj_in|proj_out|conv1|conv2|conv_shortcut|linear_[12]|net\.2)"
@@ -87,7 +89,7 @@ def lycoris(algo: str, rank: int, text: bool = False, **options: Any) -> Trainer
         encoders = [encoder for name, encoder in pipe.components.items() if encoder and name.startswith("text_encoder")]
         network = create_network(
             1.0, rank, rank, None, encoders if len(encoders) > 1 else encoders[0], denoiser(pipe),
-            algo=algo, conv_dim=rank, conv_alpha=rank, warn_on_unmatched=False, **options,
+            algo=algo, conv_dim=rank, conv_alpha=rank, warn_on_unmatched=False, preset=str(PRESET), **options,
         )  # fmt: skip
         network.apply_to(None, None, text, True)
         network.requires_grad_(True)
@@ -124,7 +126,10 @@ def diffadapt(rank: int) -> Trainer:
         parameters = list(enabled.adapters.parameters("new"))
 
         def save(path: Path, metadata: Mapping[str, str]) -> Path:
-            return Path(enabled.adapters.save("new", path.with_name(f"{path.name}.safetensors"), dialect="kohya"))
+            file = enabled.adapters.save("new", path.with_name(f"{path.name}.safetensors"), dialect="kohya")
+            trained = package.read_adapter(file)
+            halves = {key: delta.map_tensors(lambda t: t.to(torch.float16)) for key, delta in trained.targets.items()}
+            return replace(trained, targets=halves).save(file, dialect="kohya")
 
         return Trained(nn.ParameterList(parameters), parameters, save)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import loop
+from . import effort, loop
 from .draw import draw
 from .models import autoencoder
 from .scene import PIXELS, scenes
@@ -51,8 +51,9 @@ def difference(made: Tensor, wanted: Tensor) -> Tensor:
 def train(folder: Path) -> AutoencoderKL:
     """The trained autoencoder, its `scaling_factor` set so that latents have unit variance."""
     vae = autoencoder()
-    found = list(islice(scenes(3), 2048))
-    pictures = torch.cat([draw(found[:1024], 3), *(draw(found[-128:], 4, style) for style in STYLES.values())])
+    found = list(islice(scenes(3), effort.some(1024, 16)))
+    some = found[: len(found) // 8]
+    pictures = torch.cat([draw(found, 3), *(draw(some, 4, style) for style in STYLES.values())])
 
     def loss(step: int) -> Tensor:
         wanted = batch(pictures, step).contiguous(memory_format=torch.channels_last)
