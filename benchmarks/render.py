@@ -77,6 +77,21 @@ def forward_rows(r: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def mixed_rows(r: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    for dtype in ("float32", "bfloat16"):
+        m = r[dtype]
+        rows += [
+            (
+                f"{r['samples']} adapters, {dtype}",
+                f"{m['throughput_of_eight']:.2f} x the throughput of one",
+                f"PEFT {m['peft_throughput_of_eight']:.2f} x its one, {m['peft_eight_by_ours']:.2f} x our time",
+            ),
+            ("  LoRA, LoKr and OFT", f"{m['throughput_of_kinds']:.2f} x", "the mean of batches with one of each"),
+        ]
+    return rows
+
+
 def inspect_rows(r: Mapping[str, Any]) -> list[Row]:
     a, u = r["alike"], r["unlike"]
     return [
@@ -94,6 +109,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[Row]]]] = {
     "switch": ("Switch", switch_rows),
     "inspect": ("`diffadapt inspect`, SDXL files of 2166 keys", inspect_rows),
     "forward": ("Forward pass with live adapters", forward_rows),
+    "mixed": ("A batch of 8 samples, each with its own LoRA of rank 16", mixed_rows),
 }
 
 

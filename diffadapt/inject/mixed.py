@@ -40,20 +40,21 @@ class BatchMix:
         """images: pictures for each prompt; None to learn it from the pipeline's own `encode_prompt`."""
         self.prompts, self.images = prompts, images
         self.layouts: dict[str, BatchLayout] = {}
-        self._handles: list[RemovableHandle] = []
+        self._watches: list[FollowBatch] = []
         self._shadowed: list[tuple[Any, object]] = []
 
     # -- how the batch is made ---------------------------------------------------------------------------------
 
-    def begin(self, owner: Any, parts: Mapping[str, Component]) -> None:
-        """Watch the models' batches, and the pipeline's number of images."""
+    def begin(self, owner: Any, parts: Mapping[str, Component], watches: dict[str, FollowBatch]) -> None:
+        """Watch the models' batches, and the pipeline's number of images. watches: what earlier mixes watched with."""
         for name, component in parts.items():
-            layout = BatchLayout(name, len(self.prompts))
-            if not name.startswith("text_encoder"):  # these see the prompts themselves
-                layout.images = self.images or 1
-            self.layouts[name] = layout
-            hook = component.model.register_forward_pre_hook(FollowBatch(layout), with_kwargs=True)
-            self._handles.append(hook)
+            if name not in watches or watches[name].model is not component.model:
+                watches[name] = FollowBatch(component.model, BatchLayout(name, len(self.prompts)))
+            layout = self.layouts[name] = watches[name].layout
+            layout.prompts, layout.images, layout.batch = len(self.prompts), 1, None
+            watches[name].attach()
+            self._watches.append(watches[name])
+        self._follow_images(self.images or 1)
         encode = getattr(owner, "encode_prompt", None)
         if self.images is None and encode is not None and not isinstance(owner, nn.Module):
             self._shadowed = [(owner, owner.__dict__.get("encode_prompt"))]
@@ -61,18 +62,18 @@ class BatchMix:
 
     def end(self) -> None:
         """Leave the pipeline as `begin` found it."""
-        for handle in self._handles:
-            handle.remove()
+        for watch in self._watches:
+            watch.detach()
         for owner, before in self._shadowed:
             if before is None:
                 owner.__dict__.pop("encode_prompt", None)
             else:
                 owner.__dict__["encode_prompt"] = before
-        self._handles, self._shadowed = [], []
+        self._watches, self._shadowed = [], []
 
     def _follow_images(self, images: int) -> None:
         for name, layout in self.layouts.items():
-            if not name.startswith("text_encoder"):
+            if not name.startswith("text_encoder"):  # these see the prompts themselves
                 layout.images = images
 
     # -- what is in force --------------------------------------------------------------------------------------
@@ -149,8 +150,21 @@ def _check_placement(adapter: Loaded, placement: Placement, multipliers: Sequenc
 class FollowBatch:
     """A pre-hook on a model that notes how many samples it is given, and checks that the prompts fit."""
 
-    def __init__(self, layout: BatchLayout) -> None:
-        self.layout = layout
+    def __init__(self, model: nn.Module, layout: BatchLayout) -> None:
+        self.model, self.layout = model, layout
+        self._handle: RemovableHandle | None = None
+
+    def attach(self) -> None:
+        """Hook the model, under the number of the first time: a compiled graph knows its hooks by their numbers."""
+        if self._handle is None:
+            self._handle = self.model.register_forward_pre_hook(self, with_kwargs=True)
+        else:
+            self.model._forward_pre_hooks[self._handle.id] = self
+            self.model._forward_pre_hooks_with_kwargs[self._handle.id] = True
+
+    def detach(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
@@ -182,6 +196,8 @@ class FollowImages:
 class MixedStack(StackMix):
     """The side of `PipelineAdapters` that gives the samples of a batch adapters of their own."""
 
+    _watches: dict[str, FollowBatch]
+
     def mix_batch(self, entries: Entries | None, *, images_per_prompt: int | None = None) -> None:
         """From now on, run batches whose samples carry different adapters. None ends it.
 
@@ -192,6 +208,9 @@ class MixedStack(StackMix):
         of that for guidance, the prompts "without" before those "with". That is what Diffusers' pipelines do, whether
         they join both for one call (Stable Diffusion, SD3) or call twice (Flux, Wan). images_per_prompt: None takes the
         number from the pipeline's call; give it where there is none (a bare model, embeddings of your own).
+
+        A compiled model is compiled once more for mixed batches, and not again for another assignment, unless a prompt
+        mixes adapters of more ranks together than any adapter on a layer has.
 
         A later change of a strength or `disable()` acts on the adapters in the batch too. Raises StackError for names
         that are not loaded, merged weights, adapters in training, and those that act on no activation of one sample
@@ -253,7 +272,7 @@ class MixedStack(StackMix):
             self._live.mix.end()
         self._live.mix = mix
         if mix is not None:
-            mix.begin(self._owner, self.components())
+            mix.begin(self._owner, self.components(), self._watches)
         else:
             for slot in self._live.slots.values():
                 slot.rows = None

@@ -143,11 +143,10 @@ class MixedRows:
         if self.slot.pack is not None and (self.stale or self.pack is not self.slot.pack or self.slot.pack.masks):
             self._fill(self.slot.pack)
 
-    def prepare(self, device: torch.device, dtype: torch.dtype, *, traced: bool = False) -> None:
-        """Have all that a call needs on a device, in a dtype. traced: for a graph that serves every assignment."""
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Have all that a call needs on a device, in a dtype; for a slot in a graph, what serves every assignment."""
         pack = self.slot.ensure(device, dtype)
-        if self.stale or pack is not self.pack or (traced and not self.traced):
-            self.traced = self.traced or traced
+        if self.stale or pack is not self.pack or self.traced != self.slot.traced:
             self._fill(pack)
 
     @torch.no_grad()
@@ -163,9 +162,9 @@ class MixedRows:
             self.uniform = not parts and self.slot.layer.kind == "linear"
             self.all.entries, self.all.layer, self.all.layout = entries, self.slot.layer, self.layout
             self.all.pack, self.all.weights = pack, weights.to(pack.device)
-            self.all.stack = self._stack(pack, strengths, weights) if self.uniform or self.traced else None
+            self.all.stack = self._stack(pack, strengths, weights) if self.uniform or self.slot.traced else None
             self._group(pack, strengths)
-        self.pack, self.stale = pack, False
+        self.pack, self.stale, self.traced = pack, False, self.slot.traced
 
     def _stack(self, pack: Pack, strengths: list[tuple[float, ...]], weights: Tensor) -> Stack | None:
         """The stack, unless it would have as many ranks as the concatenated pair has.

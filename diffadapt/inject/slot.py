@@ -35,9 +35,10 @@ _numbers = itertools.count()
 def _ready(number: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Build a slot's pack while a compiler traces it: the trace then reads a finished pack, and never builds one."""
     slot = _SLOTS[number]
+    slot.traced = True
     slot.ensure(device, dtype)
     if slot.rows is not None:
-        slot.rows.prepare(device, dtype, traced=True)
+        slot.rows.prepare(device, dtype)
     return True
 
 
@@ -64,7 +65,7 @@ class Slot:
         self.module, self.layer, self.base_weight = module, layer, base_weight
         self.entries: list[Entry] = []
         self.pack: Pack | None = None
-        self.on_merged = False
+        self.on_merged, self.traced = False, False
         self.progress = 1.0
         self.rows: MixedRows | None = None
         self._plain: Tensor | None = None

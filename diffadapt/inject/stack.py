@@ -41,6 +41,7 @@ class PipelineAdapters(MixedStack):
         self._steps = FollowSteps(owner, self._arrive)
         self._widened = WidenedInputs()
         self._tables = Tables()
+        self._watches = {}
 
     def components(self) -> dict[str, Component]:
         """The models adapters can act on, by component name."""
