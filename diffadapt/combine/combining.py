@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,8 @@ from diffadapt.errors import AlgorithmError, CombineError
 
 Weighted = Sequence[tuple[Adapter, float]]
 Name = TargetKey | Foreign
+Deltas = list[tuple[str, Delta, float]]
+"""(adapter's name, delta, weight), of the adapters that have a target."""
 
 
 def combine(
@@ -53,11 +56,13 @@ def combine(
         raise CombineError("there is nothing to combine; give at least one adapter.")
     if rank is not None and rank < 1:
         raise CombineError(f"the rank is {rank}; expected at least 1.")
+    chosen.check([weight for _, weight in pairs])
     candidates = _families(pairs)
-    ground = Ground(base, candidates)
+    ground, by_target = Ground(base, candidates), _by_target(pairs)
+    chosen = chosen.over(_layers(by_target, chosen, ground))
     made: dict[Name, Delta] = {}
     losses: dict[TargetKey, float] = {}
-    for target, deltas in _by_target(pairs).items():
+    for target, deltas in by_target.items():
         delta, lost = _target(target, deltas, chosen, rank, ground)
         made[target] = delta.map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t)
         if lost and isinstance(target, TargetKey):
@@ -85,9 +90,9 @@ def _families(pairs: Weighted) -> tuple[str, ...]:
     return tuple(common)
 
 
-def _by_target(pairs: Weighted) -> dict[Name, list[tuple[str, Delta, float]]]:
+def _by_target(pairs: Weighted) -> dict[Name, Deltas]:
     """target -> (adapter's name, delta, weight), of the adapters that have it."""
-    found: dict[Name, list[tuple[str, Delta, float]]] = {}
+    found: dict[Name, Deltas] = {}
     for adapter, weight in pairs:
         for key, delta in (*adapter.targets.items(), *adapter.foreign.items()):
             if delta.live_only is not None:
@@ -98,27 +103,48 @@ def _by_target(pairs: Weighted) -> dict[Name, list[tuple[str, Delta, float]]]:
     return found
 
 
-def _target(
-    target: Name, deltas: list[tuple[str, Delta, float]], method: Method, rank: int | None, ground: Ground
-) -> tuple[Delta, float]:
+def _target(target: Name, deltas: Deltas, method: Method, rank: int | None, ground: Ground) -> tuple[Delta, float]:
     """The combined delta of one target, and what its rank cost."""
     if len(deltas) == 1 and deltas[0][2] == 1.0 and rank is None and method.keeps_one:
         return deltas[0][1], 0.0
-    module = target.module
-    try:
+    with _at(target):
         if all(isinstance(delta, Norm) for _, delta, _ in deltas):
             return _norm(deltas, method), 0.0
-        known, usual = ground.shape(target), ground.usual_shapes(target)
-        shape = shape_of([delta for _, delta, _ in deltas], known, usual)
-        parts = [
-            Part(owner, delta, weight, shape, partial(ground.weight, target, owner, delta))
-            for owner, delta, weight in deltas
-            if not isinstance(delta, Full) or delta.changes_weight
-        ]
-        made, lost = method.weight([_of_weight(part) for part in parts], rank) if parts else (None, 0.0)
+        parts = _parts(target, deltas, method, ground)
+        made, lost = method.weight(parts, rank) if parts else (None, 0.0)
         return _with_bias(made, _bias(target, deltas, method, ground)), lost
+
+
+@contextmanager
+def _at(target: Name) -> Iterator[None]:
+    """Names the target in what is raised."""
+    try:
+        yield
     except (AlgorithmError, CombineError) as error:
-        raise CombineError(f"{target.component or 'model'} {module}: {error}") from error
+        raise CombineError(f"{target.component or 'model'} {target.module}: {error}") from error
+
+
+def _parts(target: Name, deltas: Deltas, method: Method, ground: Ground) -> list[Part]:
+    """What the deltas of one target do to its weight."""
+    known, usual = ground.shape(target), ground.usual_shapes(target)
+    if known is None and not method.needs_shape:
+        shape = usual[0] if usual else ()
+    else:
+        shape = shape_of([delta for _, delta, _ in deltas], known, usual)
+    parts = [
+        Part(owner, delta, weight, shape, partial(ground.weight, target, owner, delta))
+        for owner, delta, weight in deltas
+        if not isinstance(delta, Full) or delta.changes_weight
+    ]
+    return [_of_weight(part) for part in parts]
+
+
+def _layers(by_target: Mapping[Name, Deltas], method: Method, ground: Ground) -> Iterator[list[Part]]:
+    """The parts of every weight, made one after the other."""
+    for target, deltas in by_target.items():
+        with _at(target):
+            if not all(isinstance(delta, Norm) for _, delta, _ in deltas):
+                yield _parts(target, deltas, method, ground)
 
 
 def _of_weight(part: Part) -> Part:
@@ -134,7 +160,7 @@ def _of_weight(part: Part) -> Part:
     return part
 
 
-def _norm(deltas: list[tuple[str, Delta, float]], method: Method) -> Norm:
+def _norm(deltas: Deltas, method: Method) -> Norm:
     """The combined difference of a normalisation layer."""
 
     def vector(field: str) -> Tensor | None:
@@ -144,7 +170,7 @@ def _norm(deltas: list[tuple[str, Delta, float]], method: Method) -> Norm:
     return Norm(vector("diff"), vector("diff_b"))
 
 
-def _bias(target: Name, deltas: list[tuple[str, Delta, float]], method: Method, ground: Ground) -> Tensor | None:
+def _bias(target: Name, deltas: Deltas, method: Method, ground: Ground) -> Tensor | None:
     """The combined change of the bias, or None."""
     changes: list[tuple[float, Tensor]] = []
     for owner, delta, weight in deltas:

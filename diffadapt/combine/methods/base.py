@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from diffadapt.algorithms.base import Delta
 from diffadapt.combine.build import dense_delta, pair_delta
 from diffadapt.combine.part import Part
 from diffadapt.combine.space import Space, truncated
+from diffadapt.errors import CombineError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,27 @@ class Method(ABC):
 
     keeps_one: ClassVar[bool] = True
     """Whether a single adapter of weight 1 comes out as it is, whatever the options."""
+
+    needs_shape: ClassVar[bool] = True
+    """Whether parts must know the shape of their weight; where not, `Part.shape` may be ()."""
+
+    takes: ClassVar[int | None] = None
+    """How many adapters it is for; None: any number."""
+
+    signed: ClassVar[bool] = True
+    """Whether weights may be negative."""
+
+    def check(self, weights: Sequence[float]) -> None:
+        """Raise CombineError unless the method takes as many adapters as there are weights, and these weights."""
+        if self.takes is not None and len(weights) != self.takes:
+            raise CombineError(f"{self.name}: takes {self.takes} adapters, not {len(weights)}.")
+        if not self.signed and any(weight < 0 for weight in weights):
+            raise CombineError(f"{self.name}: a weight is {min(weights)}; expected none below 0.")
+
+    def over(self, layers: Iterable[Sequence[Part]]) -> Method:
+        """The method, having seen all layers, where its rule depends on them. layers: the parts of every weight, made
+        as they are iterated, so that a method that does not look costs nothing."""
+        return self
 
     @abstractmethod
     def weight(self, parts: Sequence[Part], rank: int | None) -> tuple[Delta, float]:
