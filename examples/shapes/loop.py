@@ -21,7 +21,11 @@ SAVE_EVERY = 60.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast one thing is trained. average: decay of the averaged weights; 0: none are kept."""
+    """How long and how fast one thing is trained.
+
+    average: decay of the averaged weights; 0: none are kept. before: an earlier round, (its steps, those of them that
+    are done): the learning rate falls as if it were to last so long, then the last round of `steps` starts anew.
+    """
 
     name: str
     steps: int
@@ -29,11 +33,25 @@ class Plan:
     warmup: int = 50
     average: float = 0.0
     decay: float = 0.0
+    before: tuple[int, int] = (0, 0)
+
+    @property
+    def total(self) -> int:
+        """The steps of all rounds."""
+        return self.before[1] + self.steps
 
     def at(self, step: int) -> float:
-        """The learning rate of a step: a short rise, then half a cosine down to a fiftieth."""
+        """The learning rate of a step: a short rise, then in each round half a cosine down to a fiftieth."""
         rise = min(1.0, (step + 1) / self.warmup)
-        return self.rate * rise * (0.02 + 0.98 * (1 + math.cos(math.pi * step / self.steps)) / 2)
+        length, done = self.before
+        share = step / length if step < done else (step - done) / self.steps
+        return self.rate * rise * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+
+    def shortened(self) -> Plan:
+        """The plan with the share of its steps that is asked for."""
+        if effort.share == 1.0:
+            return self
+        return replace(self, steps=effort.some(self.total, 2), before=(0, 0))
 
 
 class Run:
@@ -85,9 +103,9 @@ def train(
 
     A checkpoint in the folder is taken up where it stopped. The model is left with the averaged weights, if any.
     """
-    plan = replace(plan, steps=effort.some(plan.steps, 2))
+    plan = plan.shortened()
     run = Run(plan, model, parameters, folder)
-    bar = tqdm(range(run.step, plan.steps), plan.name, plan.steps, initial=run.step, mininterval=2.0)
+    bar = tqdm(range(run.step, plan.total), plan.name, plan.total, initial=run.step, mininterval=2.0)
     for step in bar:
         for group in run.optimiser.param_groups:
             group["lr"] = plan.at(step)
@@ -101,8 +119,8 @@ def train(
         run.losses.append(value.item())
         run.step = step + 1
         bar.set_postfix(loss=f"{run.recent(50):.4f}", refresh=False)
-        if time.monotonic() - run.saved > SAVE_EVERY or run.step == plan.steps:
+        if time.monotonic() - run.saved > SAVE_EVERY or run.step == plan.total:
             run.save()
     if run.averaged:
         model.load_state_dict(run.averaged.module.state_dict())
-    return run.recent(max(1, plan.steps // 10))
+    return run.recent(max(1, plan.total // 10))
