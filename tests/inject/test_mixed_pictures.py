@@ -51,7 +51,7 @@ def pictures(pipe, prompts, seeds, images=2):
     return made.images
 
 
-@pytest.mark.parametrize("make", ["unet_pipeline"])
+@pytest.mark.parametrize("make", ["unet_pipeline", "dit_pipeline"])
 @torch.no_grad()
 def test_every_picture_is_its_own_adapters(make):
     assert EXAMPLES  # importing it has put the examples' folder on the path
