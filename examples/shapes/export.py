@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from torch import nn
+from transformers import PreTrainedModel
 
 from .measure import SETTINGS
 from .recipes import Recipe
@@ -17,11 +18,14 @@ TITLES = {"unet": "Shapes-UNet", "dit": "Shapes-DiT"}
 
 
 def pipeline(name: str, pipe: Any, out: Path) -> Path:
-    """Save a pipeline, its denoiser and autoencoder in float16; its tokenizer also in the form of older versions."""
+    """Save a pipeline, rounded to float16; its tokenizer also in the form of older versions."""
     folder = out / name
     for part in pipe.components.values():
-        if isinstance(part, ModelMixin):  # text encoders are loaded in the type they are saved in, and are small
+        if isinstance(part, nn.Module):
             part.to(torch.float16)
+        if isinstance(part, PreTrainedModel):
+            # Transformers loads in the type that was saved, Diffusers in float32: rounded numbers pack as small.
+            part.to(torch.float32)
     pipe.save_pretrained(folder, safe_serialization=True)
     for part in [part for part in pipe.components if part in ("tokenizer", "tokenizer_2")]:
         state = json.loads((folder / part / "tokenizer.json").read_text(encoding="utf-8"))["model"]

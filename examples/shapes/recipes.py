@@ -23,7 +23,7 @@ class Recipe:
     layout: str
     trainer: str
     start: Trainer
-    steps: int = 300
+    steps: int = 250
     rate: float = 6e-3
     trigger: str = ""
 
@@ -57,7 +57,7 @@ RECIPES = (
         TRIGGER, "a character: half yellow, half violet, with eyes", "LoRA, text encoder too", "Kohya", LYCORIS,
         trainers.lycoris("lora", 4, text=True), trigger=TRIGGER,
     ),
-    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, trainers.lycoris("loha", 4)),
+    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, trainers.lycoris("loha", 2)),
     Recipe("shadow", "shapes cast a soft shadow", "LoKr", "LyCORIS", LYCORIS, trainers.lycoris("lokr", 8, factor=8)),
     Recipe("duotone", "the picture in two inks, navy and cream", "OFT", "LyCORIS", LYCORIS, OFT),
     Recipe("dusk", "the background fades into the dark", "BOFT", "PEFT folder", "peft", trainers.peft(boft)),
