@@ -126,15 +126,17 @@ def _at(target: Name) -> Iterator[None]:
 
 def _parts(target: Name, deltas: Deltas, method: Method, ground: Ground) -> list[Part]:
     """What the deltas of one target do to its weight."""
+    changing = [found for found in deltas if not isinstance(found[1], Full) or found[1].changes_weight]
+    if not changing:
+        return []
     known, usual = ground.shape(target), ground.usual_shapes(target)
     if known is None and not method.needs_shape:
         shape = usual[0] if usual else ()
     else:
-        shape = shape_of([delta for _, delta, _ in deltas], known, usual)
+        shape = shape_of([delta for _, delta, _ in changing], known, usual)
     parts = [
         Part(owner, delta, weight, shape, partial(ground.weight, target, owner, delta))
-        for owner, delta, weight in deltas
-        if not isinstance(delta, Full) or delta.changes_weight
+        for owner, delta, weight in changing
     ]
     return [_of_weight(part) for part in parts]
 
@@ -143,8 +145,9 @@ def _layers(by_target: Mapping[Name, Deltas], method: Method, ground: Ground) ->
     """The parts of every weight, made one after the other."""
     for target, deltas in by_target.items():
         with _at(target):
-            if not all(isinstance(delta, Norm) for _, delta, _ in deltas):
-                yield _parts(target, deltas, method, ground)
+            parts = [] if all(isinstance(d, Norm) for _, d, _ in deltas) else _parts(target, deltas, method, ground)
+            if parts:
+                yield parts
 
 
 def _of_weight(part: Part) -> Part:

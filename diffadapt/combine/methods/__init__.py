@@ -6,10 +6,26 @@ from dataclasses import fields
 from typing import Any
 
 from diffadapt.combine.methods.base import Method
+from diffadapt.combine.methods.breadcrumbs import Breadcrumbs
+from diffadapt.combine.methods.dare import DareLinear, DareLinearSVD, DareTies, DareTiesSVD
+from diffadapt.combine.methods.della import Della, DellaLinear
 from diffadapt.combine.methods.exact import SVD, Cat, Sum
+from diffadapt.combine.methods.peft_factors import (
+    PeftDareLinear,
+    PeftDareTies,
+    PeftLinear,
+    PeftMagnitudePrune,
+    PeftTies,
+)
+from diffadapt.combine.methods.ties import MagnitudePrune, MagnitudePruneSVD, Ties, TiesSVD
 from diffadapt.errors import CombineError
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Sum, Cat, SVD)}
+_BY_NUMBER: tuple[type[Method], ...] = (
+    MagnitudePrune, MagnitudePruneSVD, Ties, TiesSVD, DareLinear, DareLinearSVD, DareTies, DareTiesSVD,
+    Breadcrumbs, DellaLinear, Della,
+    PeftLinear, PeftMagnitudePrune, PeftTies, PeftDareLinear, PeftDareTies,
+)  # fmt: skip
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Sum, Cat, SVD, *_BY_NUMBER)}
 
 
 def method_named(name: str, options: dict[str, Any]) -> Method:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Delta
 from diffadapt.combine.build import dense_delta, pair_delta
 from diffadapt.combine.part import Part
-from diffadapt.combine.space import Space, truncated
+from diffadapt.combine.space import Space
 from diffadapt.errors import CombineError
 
 
@@ -73,22 +73,4 @@ class InSpace(Method):
         if rank is None and not space.is_small:
             return dense_delta(core, parts), 0.0
         found = space.factors(core, rank)
-        return pair_delta(found.up, found.down, parts), found.lost
-
-
-class Elementwise(Method):
-    """A method that decides number by number of the weight, and so needs the changes themselves.
-
-    Its result has full rank: it is kept dense unless a rank is asked for.
-    """
-
-    @abstractmethod
-    def dense(self, changes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """The combined change (out, in * kernel). changes: without their weights; may be overwritten."""
-
-    def weight(self, parts: Sequence[Part], rank: int | None) -> tuple[Delta, float]:
-        change = self.dense([part.dense() for part in parts], [part.weight for part in parts])
-        if rank is None:
-            return dense_delta(change, parts), 0.0
-        found = truncated(change, rank)
         return pair_delta(found.up, found.down, parts), found.lost
