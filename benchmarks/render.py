@@ -92,6 +92,20 @@ def mixed_rows(r: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def combine_rows(r: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [("all layers, `svd`", seconds(r["whole_svd_s"]), "")]
+    for method in ("svd", "ties_svd"):
+        m = r[method]
+        rows.append(
+            (
+                f"from a layer of each of {len(r['compared'])} shapes, `{method}`",
+                seconds(m["s"]),
+                f"PEFT {seconds(m['peft_s'])}, {m['peft_by_ours']:.1f} x ours",
+            )
+        )
+    return rows
+
+
 def inspect_rows(r: Mapping[str, Any]) -> list[Row]:
     a, u = r["alike"], r["unlike"]
     return [
@@ -109,6 +123,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[Row]]]] = {
     "switch": ("Switch", switch_rows),
     "inspect": ("`diffadapt inspect`, SDXL files of 2166 keys", inspect_rows),
     "forward": ("Forward pass with live adapters", forward_rows),
+    "combine": ("Make one LoRA of rank 32 of two (SDXL, rank 32, 722 layers)", combine_rows),
     "mixed": ("A batch of 8 samples, each with its own LoRA of rank 16", mixed_rows),
 }
 
