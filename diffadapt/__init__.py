@@ -8,6 +8,8 @@ report = pipe.load_adapter("pixel-art.safetensors", adapter_name="pixel", weight
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from diffadapt.adapter import Adapter, Embedding, Metadata, TargetKey
 from diffadapt.combine import combine
 from diffadapt.errors import (
@@ -34,7 +36,13 @@ from diffadapt.recipe.recipe import Recipe
 from diffadapt.report import LayerMerge, LoadReport, MergeReport
 from diffadapt.schedule import Schedule, switch
 
+if TYPE_CHECKING:
+    from diffadapt.combine import balance, compare, extract, resize, similarity, to_lora
+
 __version__ = "0.1.0"
+
+_LATER = frozenset({"balance", "compare", "extract", "resize", "similarity", "to_lora"})
+"""Of `diffadapt.combine`, imported when asked for."""
 
 __all__ = [
     "Adapter",
@@ -60,11 +68,26 @@ __all__ = [
     "TargetKey",
     "UnmatchedKeysWarning",
     "UnsafeFileError",
+    "balance",
     "block_strength",
     "combine",
+    "compare",
     "composite",
     "enable",
+    "extract",
     "load_adapter",
     "read_adapter",
+    "resize",
+    "similarity",
     "switch",
+    "to_lora",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import sys
+
+    # `diffadapt.combine` is the function; the module of that name is found among the modules.
+    return getattr(sys.modules["diffadapt.combine"], name)
