@@ -15,6 +15,7 @@ from torch import Tensor
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.algorithms import Delta
 from diffadapt.algorithms.rows import Wrapped
+from diffadapt.algorithms.total import Sum
 from diffadapt.dialects import Dialect, dialect_named
 from diffadapt.dialects.embeddings import bundle_keys
 from diffadapt.dialects.peft_config import METADATA_KEY
@@ -225,6 +226,10 @@ def _difference(one: object, other: object, what: str = "delta") -> str | None:
         return None
     if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
         pairs = [(a, b, what) for a, b in zip(one, other, strict=True)]
+    elif isinstance(one, Sum) and isinstance(other, Sum):
+        # A sum has no order: reading finds its parts in the registry's.
+        ours, theirs = (sorted(delta.parts, key=lambda part: part.algorithm) for delta in (one, other))
+        pairs = [(tuple(ours), tuple(theirs), what)]
     elif isinstance(one, Delta) and type(one) is type(other):
         same_scale = getattr(one, "scale", None) is not None and _difference(one.scale, other.scale) is None  # type: ignore[attr-defined]
         names = [f.name for f in dataclasses.fields(one) if not (same_scale and f.name in _SCALE_FIELDS)]

@@ -112,7 +112,12 @@ def _of_lokr(delta: LoKr, part: Part) -> Pair | None:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         parts.append((u[:, :size] * s[:size].sqrt(), s[:size].sqrt()[:, None] * vh[:size]))
     (a1, b1), (a2, b2) = parts
-    return torch.kron(a1.contiguous(), a2.contiguous()).float(), torch.kron(b1.contiguous(), b2.contiguous()).float()
+    return _kron(a1, a2).float(), _kron(b1, b2).float()
+
+
+def _kron(one: Tensor, other: Tensor) -> Tensor:
+    """The Kronecker product; torch.kron refuses some strides."""
+    return torch.einsum("ab,cd->acbd", one, other).reshape(len(one) * len(other), -1)
 
 
 def _of_glora(delta: GLoRA, weight: Tensor) -> Pair:

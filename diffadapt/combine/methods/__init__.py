@@ -10,6 +10,9 @@ from diffadapt.combine.methods.breadcrumbs import Breadcrumbs
 from diffadapt.combine.methods.dare import DareLinear, DareLinearSVD, DareTies, DareTiesSVD
 from diffadapt.combine.methods.della import Della, DellaLinear
 from diffadapt.combine.methods.exact import SVD, Cat, Sum
+from diffadapt.combine.methods.iso import Iso
+from diffadapt.combine.methods.klora import KLoRA
+from diffadapt.combine.methods.orthofuse import OrthoFuse
 from diffadapt.combine.methods.peft_factors import (
     PeftDareLinear,
     PeftDareTies,
@@ -17,7 +20,11 @@ from diffadapt.combine.methods.peft_factors import (
     PeftMagnitudePrune,
     PeftTies,
 )
+from diffadapt.combine.methods.perpendicular import Perpendicular
+from diffadapt.combine.methods.shared_basis import CoreSpace, Knots
+from diffadapt.combine.methods.spherical import Karcher, Slerp
 from diffadapt.combine.methods.ties import MagnitudePrune, MagnitudePruneSVD, Ties, TiesSVD
+from diffadapt.combine.methods.tsv import TSV
 from diffadapt.errors import CombineError
 
 _BY_NUMBER: tuple[type[Method], ...] = (
@@ -25,7 +32,10 @@ _BY_NUMBER: tuple[type[Method], ...] = (
     Breadcrumbs, DellaLinear, Della,
     PeftLinear, PeftMagnitudePrune, PeftTies, PeftDareLinear, PeftDareTies,
 )  # fmt: skip
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Sum, Cat, SVD, *_BY_NUMBER)}
+_BY_SPECTRUM: tuple[type[Method], ...] = (
+    Slerp, Karcher, Knots, CoreSpace, Iso, TSV, Perpendicular, OrthoFuse, KLoRA,
+)  # fmt: skip
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Sum, Cat, SVD, *_BY_NUMBER, *_BY_SPECTRUM)}
 
 
 def method_named(name: str, options: dict[str, Any]) -> Method:
