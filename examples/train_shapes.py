@@ -73,8 +73,8 @@ def _adapter(name: str, recipe: Any, load: Any, folder: Path) -> dict[str, Any]:
     if not kept.is_file():
         file, loss = adapters.train(name, load(), recipe, folder, folder / "data" / "adapters" / name)
         score = measure.effect(name, load(), recipe, file)
-        found = export.sample(recipe, file, folder / "data", measure.prompts(recipe, 1)[0], score, loss)
-        kept.write_text(json.dumps(found))
+        entry = export.sample(recipe, file, folder / "data", measure.prompts(recipe, 1)[0], score, loss)
+        kept.write_text(json.dumps(entry))
     found: dict[str, Any] = json.loads(kept.read_text())
     print(name, recipe.style, recipe.algorithm, found["score"], flush=True)
     return found

@@ -84,7 +84,7 @@ class PairChange(Change):
 
     @property
     def rank(self) -> int:
-        return min(*self.up.shape, *self.down.shape)
+        return int(min(*self.up.shape, *self.down.shape))
 
     def matrix(self) -> Tensor:
         return self.up.float() @ self.down.float()
@@ -170,7 +170,8 @@ class DenseChange(Change):
 
     @cached_property
     def _values(self) -> Tensor:
-        return torch.linalg.svdvals(self.change).double()
+        found: Tensor = torch.linalg.svdvals(self.change).double()
+        return found
 
     def values(self) -> Tensor:
         """All singular values; of a large matrix this takes long."""

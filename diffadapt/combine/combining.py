@@ -19,7 +19,8 @@ from diffadapt.algorithms.lora import LoRA
 from diffadapt.algorithms.norm import Norm
 from diffadapt.algorithms.total import Sum
 from diffadapt.combine.ground import Ground
-from diffadapt.combine.methods import Method, method_named
+from diffadapt.combine.methods import method_named
+from diffadapt.combine.methods.base import Method
 from diffadapt.combine.part import Part, shape_of
 from diffadapt.errors import AlgorithmError, CombineError
 
@@ -94,7 +95,8 @@ def _by_target(pairs: Weighted) -> dict[Name, Deltas]:
     """target -> (adapter's name, delta, weight), of the adapters that have it."""
     found: dict[Name, Deltas] = {}
     for adapter, weight in pairs:
-        for key, delta in (*adapter.targets.items(), *adapter.foreign.items()):
+        known: list[tuple[Name, Delta]] = [*adapter.targets.items(), *adapter.foreign.items()]
+        for key, delta in known:
             if delta.live_only is not None:
                 raise CombineError(
                     f"{adapter.source}: {delta.algorithm} cannot be combined, because {delta.live_only}."

@@ -23,8 +23,8 @@ class Recipe:
     layout: str
     trainer: str
     start: Trainer
-    steps: int = 250
-    rate: float = 6e-3
+    steps: int = 130
+    rate: float = 8e-3
     trigger: str = ""
 
 

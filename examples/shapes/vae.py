@@ -59,7 +59,8 @@ def train(folder: Path) -> AutoencoderKL:
         wanted = batch(pictures, step).contiguous(memory_format=torch.channels_last)
         mean = vae.encode(wanted).latent_dist.mean
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(step))
-        return difference(vae.decode(mean + BLUR * noise).sample, wanted) + 1e-3 * mean.square().mean()
+        made: Tensor = vae.decode(mean + BLUR * noise).sample
+        return difference(made, wanted) + 1e-3 * mean.square().mean()  # type: ignore[no-any-return]
 
     loop.train(PLAN, vae, list(vae.parameters()), loss, folder)
     vae.eval().requires_grad_(False)

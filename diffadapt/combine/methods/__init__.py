@@ -35,7 +35,8 @@ _BY_NUMBER: tuple[type[Method], ...] = (
 _BY_SPECTRUM: tuple[type[Method], ...] = (
     Slerp, Karcher, Knots, CoreSpace, Iso, TSV, Perpendicular, OrthoFuse, KLoRA,
 )  # fmt: skip
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Sum, Cat, SVD, *_BY_NUMBER, *_BY_SPECTRUM)}
+_EXACT: tuple[type[Method], ...] = (Sum, Cat, SVD)
+METHODS: dict[str, type[Method]] = {method.name: method for method in (*_EXACT, *_BY_NUMBER, *_BY_SPECTRUM)}
 
 
 def method_named(name: str, options: dict[str, Any]) -> Method:

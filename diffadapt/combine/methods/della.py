@@ -61,7 +61,7 @@ class DellaLinear(Elementwise):
         draws, columns = generator(self.seed, mark), change.shape[1]
         half = self.epsilon / 2 if columns > 1 else 0.0
         ramp = torch.linspace(self.density - half, self.density + half, columns, device=change.device)
-        for rows in change.split(max(1, BLOCK // max(1, columns))):
+        for rows in torch.split(change, max(1, BLOCK // max(1, columns))):
             order = rows.abs().argsort(dim=1, stable=True)
             chance = torch.empty_like(rows).scatter_(1, order, ramp.expand_as(rows))
             kept = torch.rand(rows.shape, generator=draws).to(rows.device) < chance

@@ -56,7 +56,7 @@ class KLoRA(Method):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
                 most = " and at most 1" if high == 1 else ""
                 raise CombineError(f"{self.name}: {option} is {value!r}; expected a number of at least 0{most}.")
-        if self.k is not None and (not isinstance(self.k, int) or self.k < 1):
+        if self.k is not None and self.k < 1:
             raise CombineError(f"{self.name}: k is {self.k!r}; expected a whole number above 0, or None.")
         if self.gamma is not None:
             number(self.name, "gamma", self.gamma, 0)

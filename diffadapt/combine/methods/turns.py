@@ -165,4 +165,5 @@ def _by_eigenvalues(skew: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The skew matrix whose eigenvalues i x are i change(x), of the same vectors. change: odd."""
     values, vectors = torch.linalg.eigh(-1j * skew.to(torch.complex128))
     made = (1j * (vectors * change(values)[..., None, :].to(vectors.dtype)) @ vectors.mH).real
-    return (made - made.mT) / 2
+    found: Tensor = (made - made.mT) / 2
+    return found
