@@ -1,6 +1,6 @@
 """The project's commands, for a machine that has only Python 3.11 or newer.
 
-    python3.11 dev.py demo     the main job on tiny models: load, mix, generate, merge, restore (a minute once set up)
+    python3.11 dev.py demo     the embedded pipelines draw with adapters of every kind (a minute once set up)
     python3.11 dev.py test     the test suite; further arguments go to pytest
     python3.11 dev.py check    ruff (lint and format) and mypy
     python3.11 dev.py bench    the benchmarks; further arguments name the questions
@@ -105,8 +105,8 @@ def setup(extras: str = "test") -> None:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Run examples/quickstart.py."""
-    return run(PYTHON, "examples/quickstart.py", *arguments, check=False)
+    """Run `diffadapt demo`."""
+    return run(PYTHON, "-m", "diffadapt", "demo", *arguments, check=False)
 
 
 def test(arguments: Sequence[str]) -> int:

@@ -17,7 +17,10 @@ EXAMPLES = {
     "merge_and_restore": ["copy: ", "code: ", "file: ", "0 differ after unmerge"],
     "train_in_place": ["step 29", "loaded into a new pipeline, differs by"],
     "take_over": ["base image bit for bit: True"],
+    "train_shapes": ["unet frame LoRA", "dit frame LoRA"],
 }
+ARGUMENTS = {"train_shapes": ["--work", "work", "--share", "0.001"]}
+"""A thousandth of the steps: the way from nothing to package data, not the result."""
 
 
 def test_every_example_is_listed() -> None:
@@ -32,8 +35,44 @@ def test_example(name: str, tmp_path: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     script = ROOT / "examples" / f"{name}.py"
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), *ARGUMENTS.get(name, [])],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for expected in EXAMPLES[name]:
         assert expected in done.stdout, done.stdout
+
+
+def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Killed in the middle of a training, and called again, it ends with the same losses as one that was left alone."""
+    sys.path.append(str(ROOT / "examples"))
+    import torch
+    from shapes import loop
+    from torch import nn
+
+    def build(folder: Path, stop: int | None) -> tuple[float, list[float]]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+
+        def loss(step: int) -> torch.Tensor:
+            if step == stop:
+                raise KeyboardInterrupt
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            return (model(x) - x.flip(1)).square().mean()
+
+        plan = loop.Plan("small", steps=40, rate=1e-2, warmup=5, average=0.9)
+        end = loop.train(plan, model, list(model.parameters()), loss, folder)
+        return end, [value.item() for value in model.weight.flatten()]
+
+    whole = build(tmp_path / "whole", None)
+    loop.SAVE_EVERY, before = 0.0, loop.SAVE_EVERY
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "stopped", 23)
+        assert build(tmp_path / "stopped", None) == whole
+    finally:
+        loop.SAVE_EVERY = before

@@ -49,6 +49,8 @@ def boft() -> Any:
     return BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=LAYERS)
 
 
+LOHA = trainers.lycoris("loha", 4)
+LOKR = trainers.lycoris("lokr", 8, factor=8)
 OFT = trainers.lycoris("diag-oft", 8)
 
 RECIPES = (
@@ -57,11 +59,11 @@ RECIPES = (
         TRIGGER, "a character: half yellow, half violet, with eyes", "LoRA, text encoder too", "Kohya", LYCORIS,
         trainers.lycoris("lora", 4, text=True), trigger=TRIGGER,
     ),
-    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, trainers.lycoris("loha", 2)),
-    Recipe("shadow", "shapes cast a soft shadow", "LoKr", "LyCORIS", LYCORIS, trainers.lycoris("lokr", 8, factor=8)),
+    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, LOHA, steps=180, rate=2e-2),
+    Recipe("shadow", "shapes cast a soft shadow", "LoKr", "LyCORIS", LYCORIS, LOKR, steps=180, rate=2e-2),
     Recipe("duotone", "the picture in two inks, navy and cream", "OFT", "LyCORIS", LYCORIS, OFT),
     Recipe("dusk", "the background fades into the dark", "BOFT", "PEFT folder", "peft", trainers.peft(boft)),
-    Recipe("glow", "shapes shine", "DoRA", "Diffusers", "peft", trainers.diffusers(dora)),
+    Recipe("glow", "shapes shine", "DoRA", "Diffusers", "peft", trainers.diffusers(dora), rate=1.2e-2),
     Recipe("frame", "a dark wooden frame", "LoRA", "Kohya", "diffadapt", trainers.diffadapt(4)),
 )  # fmt: skip
 
