@@ -70,7 +70,7 @@ def peft(config: Callable[[], Any]) -> Trainer:
         model = get_peft_model(denoiser(pipe), config())
 
         def save(path: Path, metadata: Mapping[str, str]) -> Path:
-            model.save_pretrained(str(path))
+            model.half().save_pretrained(str(path))
             (path / "README.md").unlink(missing_ok=True)  # an empty form
             return path
 

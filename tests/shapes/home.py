@@ -26,8 +26,17 @@ def _peft(pipe: Any, sample: Sample) -> None:
 
 
 def _lycoris(pipe: Any, sample: Sample) -> None:
-    from lycoris.kohya import create_network_from_weights
+    from lycoris.kohya import LycorisNetworkKohya, create_network_from_weights
 
+    # It first makes a network of all layers its lists name, some of them twice in these models.
+    LycorisNetworkKohya.apply_preset(
+        {
+            "unet_target_module": [],
+            "unet_target_name": [],
+            "text_encoder_target_module": [],
+            "text_encoder_target_name": [],
+        }
+    )
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
     encoders = [part for name, part in pipe.components.items() if part is not None and name.startswith("text_encoder")]
     model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
