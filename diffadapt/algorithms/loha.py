@@ -93,12 +93,13 @@ class LoHa(Delta):
         2 * r^2 * (out + in * kernel) <= out * in * kernel.
         """
         rows, columns = self._flat_shape()
-        rank = self.rank * self.rank
-        if 2 * rank * (rows + columns) > rows * columns:
-            return None
+        return self.pair() if 2 * self.rank**2 * (rows + columns) <= rows * columns else None
+
+    def pair(self) -> LowRank:
+        """The exact pair of rank r * r, whatever its size."""
         (a1, b1), (a2, b2) = self._pairs()
-        up = (a1.unsqueeze(2) * a2.unsqueeze(1)).reshape(rows, rank)
-        down = (b1.unsqueeze(1) * b2.unsqueeze(0)).reshape(rank, columns)
+        up = (a1.unsqueeze(2) * a2.unsqueeze(1)).flatten(1)
+        down = (b1.unsqueeze(1) * b2.unsqueeze(0)).flatten(0, 1)
         return LowRank(down, up, self.scale)
 
     @property

@@ -22,10 +22,10 @@ from diffadapt.combine.ground import Ground
 from diffadapt.combine.methods import method_named
 from diffadapt.combine.methods.base import Method
 from diffadapt.combine.part import Part, shape_of
+from diffadapt.combine.walking import Name, deltas_of, label
 from diffadapt.errors import AlgorithmError, CombineError
 
 Weighted = Sequence[tuple[Adapter, float]]
-Name = TargetKey | Foreign
 Deltas = list[tuple[str, Delta, float]]
 """(adapter's name, delta, weight), of the adapters that have a target."""
 
@@ -95,8 +95,7 @@ def _by_target(pairs: Weighted) -> dict[Name, Deltas]:
     """target -> (adapter's name, delta, weight), of the adapters that have it."""
     found: dict[Name, Deltas] = {}
     for adapter, weight in pairs:
-        known: list[tuple[Name, Delta]] = [*adapter.targets.items(), *adapter.foreign.items()]
-        for key, delta in known:
+        for key, delta in deltas_of(adapter):
             if delta.live_only is not None:
                 raise CombineError(
                     f"{adapter.source}: {delta.algorithm} cannot be combined, because {delta.live_only}."
@@ -123,7 +122,7 @@ def _at(target: Name) -> Iterator[None]:
     try:
         yield
     except (AlgorithmError, CombineError) as error:
-        raise CombineError(f"{target.component or 'model'} {target.module}: {error}") from error
+        raise CombineError(f"{label(target)}: {error}") from error
 
 
 def _parts(target: Name, deltas: Deltas, method: Method, ground: Ground) -> list[Part]:
@@ -179,6 +178,8 @@ def _bias(target: Name, deltas: Deltas, method: Method, ground: Ground) -> Tenso
     """The combined change of the bias, or None."""
     changes: list[tuple[float, Tensor]] = []
     for owner, delta, weight in deltas:
+        if isinstance(delta, Full) and delta.new_bias is not None and not ground.given:
+            raise CombineError(f"the {delta.algorithm} of {owner} replaces the bias; give the pipeline: base=pipe.")
         base = ground.bias(target) if ground.given else None
         change = delta.bias_change(base, partial(ground.weight, target, owner, delta))
         if change is not None:

@@ -72,7 +72,8 @@ def exact_pair(part: Part) -> Pair | None:
     if isinstance(delta, LoRA):
         return part.pair()
     if isinstance(delta, LoHa) and _fits(delta.rank**2, flat):
-        return _of_loha(delta)
+        found = delta.pair()
+        return found.up * found.scale, found.down
     if isinstance(delta, LoKr):
         return _of_lokr(delta, part)
     if isinstance(delta, GLoRA) and math.prod(part.shape[2:]) == 1 and _fits(2 * delta.rank, flat):
@@ -83,19 +84,6 @@ def exact_pair(part: Part) -> Pair | None:
 
 def _fits(rank: int, flat: tuple[int, int]) -> bool:
     return rank * sum(flat) <= math.prod(flat)
-
-
-def _of_loha(delta: LoHa) -> Pair:
-    """up[o, (p, q)] = a1[o, p] a2[o, q], and down likewise."""
-
-    def factors(a: Tensor, b: Tensor, t: Tensor | None) -> Pair:
-        a, b = f32(a).flatten(1), f32(b).flatten(1)
-        return (a, b) if t is None else (a.T, torch.einsum("ab...,bc->ac...", f32(t), b).flatten(1))
-
-    a1, b1 = factors(delta.w1_a, delta.w1_b, delta.t1)
-    a2, b2 = factors(delta.w1_a if delta.shared else delta.w2_a, delta.w2_b, delta.t2)
-    up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
-    return up * delta.scale, (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
 
 
 def _of_lokr(delta: LoKr, part: Part) -> Pair | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Delta, f32
+from diffadapt.algorithms.lora import LoRA
 from diffadapt.errors import CombineError
 
 
@@ -38,8 +39,9 @@ class Part:
         if found is None or found.mask is not None:
             return None
         up, down = f32(found.up).flatten(1) * found.scale, f32(found.down).flatten(1)
-        # An embedding's pair makes the transposed change.
-        return (up, down) if (up.shape[0], down.shape[1]) == self.flat else (down.T, up.T)
+        # An embedding's pair makes the transposed change; of a square weight its shape does not tell.
+        turned = isinstance(self.delta, LoRA) and self.delta.transposed
+        return (up, down) if (up.shape[0], down.shape[1]) == self.flat and not turned else (down.T, up.T)
 
     def dense(self) -> Tensor:
         """The change as a matrix (out, in * kernel) in float32, the weight not yet in it.

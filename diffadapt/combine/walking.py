@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from diffadapt.algorithms.total import Sum
 from diffadapt.combine.ground import Ground
 from diffadapt.combine.part import Part, shape_of
 from diffadapt.errors import AlgorithmError, CombineError, MergeError
-from diffadapt.families import family_named
+from diffadapt.families.sizes import is_loose_parameter
 
 Name = TargetKey | Foreign
 
@@ -61,22 +61,7 @@ def is_table(name: Name, families: Iterable[str]) -> bool:
     """Whether a target is a parameter that belongs to no layer (a modulation table, a gate, a padding token)."""
     if name.module.endswith("_table"):
         return True
-    return not isinstance(name, Foreign) and any(
-        _skeleton(name.module) in _parameters(family, name.component) for family in families
-    )
-
-
-@cache
-def _parameters(family: str, component: str) -> frozenset[str]:
-    """The parameters of a family's model that belong to no layer, without their numbers."""
-    known = family_named(family)
-    names = known.components.get(component) if known is not None else None
-    model = names.model if names is not None else None
-    return frozenset(map(_skeleton, model.measured.parameters)) if model is not None else frozenset()
-
-
-def _skeleton(path: str) -> str:
-    return ".".join("#" if part.isdigit() or part.startswith("{") else part for part in path.split("."))
+    return not isinstance(name, Foreign) and is_loose_parameter(families, name.component, name.module)
 
 
 def part_of(name: Name, delta: Delta, owner: str, ground: Ground) -> Part:

@@ -178,3 +178,18 @@ def test_half_precision_on_demand():
     delta = mix.targets[KEY]
     assert isinstance(delta, LoRA)
     assert delta.down.dtype == delta.up.dtype == torch.float16
+
+
+def test_a_square_embedding_is_not_turned_over():
+    random = torch.Generator().manual_seed(1)
+    one = LoRA(torch.randn(3, 24, generator=random), torch.randn(24, 3, generator=random), 3.0, embedding=True,
+               transposed=True)  # fmt: skip
+    mix = diffadapt.combine([(adapter(one), 0.7), (adapter(one, "b"), 0.3)])
+    weight = torch.zeros(24, 24)
+    assert error(mix.targets[KEY].weight_delta(weight), one.weight_delta(weight)) < TOLERANCE
+
+
+def test_a_replaced_bias_wants_the_base():
+    one = Full(torch.randn(32, 24), new_bias=torch.randn(32))
+    with pytest.raises(CombineError, match="replaces the bias; give the pipeline"):
+        diffadapt.combine([(adapter(one), 0.5), (adapter(one, "b"), 0.2)])

@@ -10,14 +10,13 @@ LoRA often carry the concept itself: keep gamma small.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from diffadapt.combine.methods.elementwise import Elementwise
-from diffadapt.combine.methods.pruning import expect_density, expect_share, largest, summed
+from diffadapt.combine.methods.pruning import expect_density, expect_share, largest
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,3 @@ class Breadcrumbs(Elementwise):
         # Both masks settle ties by place, so that the larger one holds the smaller one.
         kept = largest(change, left + top).logical_xor_(largest(change, top))
         return change.mul_(kept)
-
-    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        return summed(changes, weights)

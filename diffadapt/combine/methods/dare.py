@@ -13,15 +13,14 @@ costs what the rank loses. See `ties` for what the election does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffadapt.combine.methods.elementwise import AtRank, Elementwise, generator
-from diffadapt.combine.methods.pruning import elected, expect_density, expect_majority, expect_seed, summed
+from diffadapt.combine.methods.elementwise import AtRank, Elected, Elementwise, generator
+from diffadapt.combine.methods.pruning import expect_density, expect_seed
 
 
 @dataclass(frozen=True)
@@ -43,24 +42,12 @@ class DareLinear(Elementwise):
         kept = torch.rand(change.shape, generator=generator(self.seed, mark)) < self.density
         return change.mul_(kept.to(change.device)).div_(self.density)
 
-    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        return summed(changes, weights)
-
 
 @dataclass(frozen=True)
-class DareTies(DareLinear):
+class DareTies(Elected, DareLinear):
     """The weighted mean of what was not dropped and agrees with the elected sign. majority_sign: as of `ties`."""
 
     name: ClassVar[str] = "dare_ties"
-
-    majority_sign: str = "total"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect_majority(self.name, self.majority_sign)
-
-    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        return elected(changes, weights, self.majority_sign)
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,17 @@ The draws are as those of `dare_linear`, and so are the limits. A bias or a norm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffadapt.combine.methods.elementwise import Elementwise, generator
+from diffadapt.combine.methods.elementwise import Elected, Elementwise, generator
 from diffadapt.combine.methods.pruning import (
-    elected,
     expect_density,
-    expect_majority,
     expect_seed,
     expect_share,
-    summed,
 )
 from diffadapt.errors import CombineError
 
@@ -68,21 +64,9 @@ class DellaLinear(Elementwise):
             rows.mul_(kept).div_(chance)
         return change
 
-    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        return summed(changes, weights)
-
 
 @dataclass(frozen=True)
-class Della(DellaLinear):
+class Della(Elected, DellaLinear):
     """The weighted mean of what was not dropped and agrees with the elected sign. majority_sign: as of `ties`."""
 
     name: ClassVar[str] = "della"
-
-    majority_sign: str = "total"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect_majority(self.name, self.majority_sign)
-
-    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        return elected(changes, weights, self.majority_sign)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +13,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Delta
 from diffadapt.combine.build import dense_delta, pair_delta
 from diffadapt.combine.methods.base import Method
+from diffadapt.combine.methods.pruning import elected, expect_majority, summed
 from diffadapt.combine.part import Part
 from diffadapt.combine.space import truncated
 
@@ -35,9 +35,12 @@ class Elementwise(Method):
         """What is left of one change (out, in * kernel), which may be overwritten. mark: tells it from all others."""
         return change
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        """Raise CombineError for an option that is out of range; there is none here."""
+
     def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        """The pruned changes as one. changes: made as they are iterated, may be overwritten."""
+        """The pruned changes as one: their weighted sum. changes: made as they are iterated, may be overwritten."""
+        return summed(changes, weights)
 
     def weight(self, parts: Sequence[Part], rank: int | None) -> tuple[Delta, float]:
         pruned = (self.prune(_own(part), mark_of(part.delta.tensors().values())) for part in parts)
@@ -54,6 +57,21 @@ class Elementwise(Method):
         """The rule on tensors of any one shape, which are left as they are."""
         pruned = (self.prune(_matrix(tensor), mark_of([tensor])) for tensor in tensors)
         return self.join(pruned, weights).reshape(tensors[0].shape)
+
+
+@dataclass(frozen=True)
+class Elected(Elementwise):
+    """The same with TIES' election: the weighted mean of what has the elected sign. majority_sign: "total" elects the
+    sign of the sum of the numbers, "frequency" that of the sum of their signs."""
+
+    majority_sign: str = "total"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_majority(self.name, self.majority_sign)
+
+    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+        return elected(changes, weights, self.majority_sign)
 
 
 class AtRank(Elementwise):

@@ -13,14 +13,13 @@ by itself. A LoRA's change has full size here: the result is a file of full size
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from diffadapt.combine.methods.elementwise import AtRank, Elementwise
-from diffadapt.combine.methods.pruning import elected, expect_density, expect_majority, largest, summed
+from diffadapt.combine.methods.elementwise import AtRank, Elected, Elementwise
+from diffadapt.combine.methods.pruning import expect_density, largest
 
 
 @dataclass(frozen=True)
@@ -39,25 +38,13 @@ class MagnitudePrune(Elementwise):
             return change
         return change.mul_(largest(change, int(self.density * change.numel())))
 
-    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        return summed(changes, weights)
-
 
 @dataclass(frozen=True)
-class Ties(MagnitudePrune):
+class Ties(Elected, MagnitudePrune):
     """The weighted mean of what agrees with the elected sign. majority_sign: "total" elects the sign of the sum of the
     numbers, "frequency" that of the sum of their signs."""
 
     name: ClassVar[str] = "ties"
-
-    majority_sign: str = "total"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect_majority(self.name, self.majority_sign)
-
-    def join(self, changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-        return elected(changes, weights, self.majority_sign)
 
 
 @dataclass(frozen=True)
