@@ -28,7 +28,9 @@ from diffadapt.errors import (
 )
 from diffadapt.inject.block_weights import block_strength
 from diffadapt.inject.composite import composite
+from diffadapt.inject.gates import Gates
 from diffadapt.inject.placement import UnmatchedKeysWarning
+from diffadapt.inject.regional import regional
 from diffadapt.inject.stack import PipelineAdapters
 from diffadapt.pipeline import enable, load_adapter
 from diffadapt.reading import read_adapter
@@ -51,6 +53,7 @@ __all__ = [
     "DialectError",
     "DiffAdaptError",
     "Embedding",
+    "Gates",
     "LayerMerge",
     "LoadReport",
     "MergeError",
@@ -77,6 +80,7 @@ __all__ = [
     "extract",
     "load_adapter",
     "read_adapter",
+    "regional",
     "resize",
     "similarity",
     "switch",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -143,3 +145,9 @@ def flux(seed: int = 0, **options) -> nn.Module:
         "axes_dims_rope": [4, 4, 8],
     }  # fmt: skip
     return FluxTransformer2DModel(**{**settings, **options}).eval()
+
+
+def alone(owner: Any, run: Callable[[], Tensor], strengths: Mapping[str, Any]) -> Tensor:
+    """What a run gives with these adapters and no others."""
+    owner.adapters.set(strengths)
+    return run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -19,8 +19,26 @@ from diffadapt.inject.progress import DENOISERS, FollowTimestep
 from diffadapt.inject.schedule import START, Moment, Number
 from diffadapt.inject.slot import Slot
 
-if TYPE_CHECKING:
-    from diffadapt.inject.mixed import BatchMix
+
+class Mix(Protocol):
+    """What gives the samples of a batch strengths of their own: adapters per prompt, or gates that learn."""
+
+    shares_tables: bool
+    """Whether adapters act on parameters outside of layers meanwhile, which all samples share."""
+
+    def begin(self, owner: Any, parts: Mapping[str, Component], watches: dict[str, Any]) -> None: ...
+
+    def end(self) -> None: ...
+
+    def put(
+        self,
+        loaded: Iterable[Loaded],
+        hidden: Callable[[str, TargetKey], bool],
+        slots: Mapping[TargetKey, Slot],
+        scale: float,
+    ) -> None: ...
+
+    def write(self, slots: Mapping[TargetKey, Slot]) -> None: ...
 
 
 class LiveSlots:
@@ -30,7 +48,7 @@ class LiveSlots:
         self._owner, self._merged = owner, merged
         self.slots: dict[TargetKey, Slot] = {}
         self._fused = FusedProjections()
-        self.mix: BatchMix | None = None
+        self.mix: Mix | None = None
         self._layout: ScaleLayout | None = None
         self._scale = 1.0
         self._progress = 1.0

@@ -7,16 +7,17 @@ LoRA layers; the name of no adapter, "__base__", is PEFT's.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from diffadapt.adapter import TargetKey
 from diffadapt.errors import StackError
+from diffadapt.inject.following import FollowBatch, FollowImages
+from diffadapt.inject.gating import GateMix
+from diffadapt.inject.live import Mix
 from diffadapt.inject.locate import Component
 from diffadapt.inject.mixed_rows import BatchLayout, MixedRows
 from diffadapt.inject.mixing import StackMix
@@ -24,6 +25,9 @@ from diffadapt.inject.placement import LINEAR, Loaded, Placement
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.schedule import Schedule
 from diffadapt.inject.slot import Entry, Slot
+
+if TYPE_CHECKING:
+    from diffadapt.inject.gates import Gates
 
 BASE = "__base__"
 """The entry of a sample without adapters."""
@@ -35,6 +39,9 @@ Values = Sequence[float] | None
 
 class BatchMix:
     """Which adapters every prompt of a batch carries, and the hooks that tell how the batch is made of the prompts."""
+
+    shares_tables = False
+    """Parameters cannot differ between samples."""
 
     def __init__(self, prompts: Sequence[Mapping[Loaded, Values]], images: int | None) -> None:
         """images: pictures for each prompt; None to learn it from the pipeline's own `encode_prompt`."""
@@ -97,10 +104,10 @@ class BatchMix:
                     for row, value in zip(held[placement.key], values, strict=True):
                         row[placement.entry] = value
         for key, slot in slots.items():
-            if slot.rows is None:
-                slot.rows = MixedRows(slot, self.layouts[key.component])
-            slot.rows.layout = self.layouts[key.component]
-            slot.rows.put(held[key])
+            rows = slot.rows if isinstance(slot.rows, MixedRows) else MixedRows(slot, self.layouts[key.component])
+            rows.layout = self.layouts[key.component]
+            rows.put(held[key])
+            slot.rows = rows
 
     def write(self, slots: Mapping[TargetKey, Slot]) -> None:
         """Bring what is built to the strengths in force: a compiled model builds nothing itself."""
@@ -145,52 +152,6 @@ def _check_placement(adapter: Loaded, placement: Placement, multipliers: Sequenc
         raise StackError(f"Adapter {adapter.name!r} changes {where}: an expert sees tokens, and not of which sample.")
     if placement.rule != LINEAR and placement.value == 0.0:
         raise StackError(f"Adapter {adapter.name!r} has the strength rule {placement.rule!r}: set its strength first.")
-
-
-class FollowBatch:
-    """A pre-hook on a model that notes how many samples it is given, and checks that the prompts fit."""
-
-    def __init__(self, model: nn.Module, layout: BatchLayout) -> None:
-        self.model, self.layout = model, layout
-        self._handle: RemovableHandle | None = None
-
-    def attach(self) -> None:
-        """Hook the model, under the number of the first time: a compiled graph knows its hooks by their numbers."""
-        if self._handle is None:
-            self._handle = self.model.register_forward_pre_hook(self, with_kwargs=True)
-        else:
-            self.model._forward_pre_hooks[self._handle.id] = self
-            self.model._forward_pre_hooks_with_kwargs[self._handle.id] = True
-
-    def detach(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, list) and value and isinstance(value[0], Tensor) and len(value) > 1:
-                raise StackError(
-                    f"{self.layout.name} takes its samples as a list and joins their tokens in one row: which row is "
-                    "whose cannot be told, so it runs no mixed batch."
-                )
-            if isinstance(value, Tensor) and value.ndim >= 2:
-                self.layout.batch = value.shape[0]
-                self.layout.split(value.shape[0])
-                return
-
-
-class FollowImages:
-    """A pipeline's own `encode_prompt`, which every pipeline tells how many pictures a prompt is for."""
-
-    def __init__(self, encode: Callable[..., Any], report: Callable[[int], None]) -> None:
-        self.encode, self.report = encode, report
-        self.parameters = inspect.signature(encode)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self.parameters.bind(*args, **kwargs).arguments
-        images = [given[name] for name in ("num_images_per_prompt", "num_videos_per_prompt") if name in given]
-        self.report(int(images[0]) if images and images[0] else 1)
-        return self.encode(*args, **kwargs)
 
 
 class MixedStack(StackMix):
@@ -256,10 +217,26 @@ class MixedStack(StackMix):
         self._refresh_tables()
 
     def _refresh_tables(self) -> None:
-        shared = self._enabled and self._live.mix is None  # parameters cannot differ between samples
+        shared = self._enabled and (self._live.mix is None or self._live.mix.shares_tables)
         self._tables.refresh(self._loaded.values(), shared, self._live.scale)
 
-    def _swap_mix(self, mix: BatchMix | None) -> None:
+    @contextmanager
+    def gated(self, gates: Gates) -> Iterator[Self]:
+        """For a while, let `gates` say the strengths of their adapters, so that a loss can train them.
+
+        Raises StackError for merged weights, adapters in training, and what no gate can stand before.
+        """
+        if self.merged:
+            raise StackError("Gates cannot stand before merged weights: unmerge() first.")
+        before, mix = self._live.mix, GateMix(gates)
+        mix.check(self._loaded.values())
+        self._swap_mix(mix)
+        try:
+            yield self
+        finally:
+            self._swap_mix(before)
+
+    def _swap_mix(self, mix: Mix | None) -> None:
         before = self._live.mix
         try:
             self._put_mix(mix)
@@ -267,7 +244,7 @@ class MixedStack(StackMix):
             self._put_mix(before)
             raise
 
-    def _put_mix(self, mix: BatchMix | None) -> None:
+    def _put_mix(self, mix: Mix | None) -> None:
         if self._live.mix is not None:
             self._live.mix.end()
         self._live.mix = mix

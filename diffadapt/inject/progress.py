@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffadapt.inject.following import noise_of, scheduler_of, timestep_of
+
 DENOISERS = ("unet", "transformer", "prior")
 
 
@@ -24,14 +26,8 @@ class FollowTimestep:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        timestep = timestep_of(args, kwargs)
         if isinstance(timestep, Tensor) and timestep.numel():
             timestep = float(timestep.flatten()[0])
         if isinstance(timestep, (int, float)):
-            self.report(1.0 - min(max(timestep / self._steps(), 0.0), 1.0))
-
-    def _steps(self) -> float:
-        """The timestep of pure noise: as many steps as the scheduler was trained with."""
-        if isinstance(self.owner, nn.Module) or getattr(self.owner, "scheduler", None) is None:
-            return 1000.0
-        return float(getattr(self.owner.scheduler.config, "num_train_timesteps", 1000))
+            self.report(1.0 - noise_of(scheduler_of(self.owner, ""), timestep))

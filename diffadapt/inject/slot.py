@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -24,9 +24,7 @@ from diffadapt.algorithms.forms import BiasChange, Branch, Dense, Form, LowRank,
 from diffadapt.algorithms.layer import Layer
 from diffadapt.inject.locate import weight_of
 from diffadapt.inject.pack import Pack, Part, build_pack, channel_forms, low_rank_change
-
-if TYPE_CHECKING:
-    from diffadapt.inject.mixed_rows import MixedRows
+from diffadapt.inject.rows import Rows
 
 _SLOTS: WeakValueDictionary[int, Slot] = WeakValueDictionary()
 _numbers = itertools.count()
@@ -67,7 +65,7 @@ class Slot:
         self.pack: Pack | None = None
         self.on_merged, self.traced = False, False
         self.progress = 1.0
-        self.rows: MixedRows | None = None
+        self.rows: Rows | None = None
         self._plain: Tensor | None = None
         self._plains: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []

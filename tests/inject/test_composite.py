@@ -9,37 +9,7 @@ import diffadapt
 from diffadapt import StackError
 from diffadapt.inject.schedule import first
 from tests import tiny
-
-NAMES = ("a", "b", "c")
-
-
-@pytest.fixture(params=["unet", "transformer"])
-def case(request, lycoris_files):
-    """(owner with adapters a, b and c, the model, its run)."""
-    if request.param == "unet":
-        owner = diffadapt.enable(tiny.sd())
-        for name, kind in zip(NAMES, ("lora", "oft", "lokr"), strict=True):
-            owner.load_adapter(lycoris_files[kind][0], adapter_name=name)
-        return owner, owner.unet, lambda: tiny.run(owner.unet)
-    model = diffadapt.enable(tiny.flux())
-    g = torch.Generator().manual_seed(0)
-    for name in NAMES:
-        file = {}
-        for path in ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp"):
-            layer = model.get_submodule(path)
-            file[f"transformer.{path}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=g)
-            file[f"transformer.{path}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=g)
-        model.load_adapter(file, adapter_name=name)
-    shapes = {"hidden_states": (1, 4, 4), "encoder_hidden_states": (1, 5, 32), "pooled_projections": (1, 32)}
-    arguments = {key: torch.randn(shape, generator=g) for key, shape in shapes.items()}
-    arguments |= {"timestep": torch.tensor([0.5]), "img_ids": torch.zeros(4, 3), "txt_ids": torch.zeros(5, 3)}
-    with torch.no_grad():
-        return model, model, torch.no_grad()(lambda: model(**arguments).sample)
-
-
-def alone(owner, run, strengths):
-    owner.adapters.set(strengths)
-    return run()
+from tests.tiny import alone
 
 
 def test_one_adapter_is_that_adapter(case):
@@ -72,7 +42,7 @@ def test_strengths_for_a_while(case):
         assert torch.allclose(run(), sum(outputs) / 2, atol=1e-6)
     with pytest.raises(KeyboardInterrupt), diffadapt.composite(owner, {"a": 0.5, "b": -1.0}):
         raise KeyboardInterrupt
-    assert owner.adapters.strengths == dict.fromkeys(NAMES, 0.0)
+    assert owner.adapters.strengths == dict.fromkeys("abc", 0.0)
     assert "forward" not in vars(model)
     assert torch.equal(run(), base)
 

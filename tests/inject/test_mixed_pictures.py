@@ -11,6 +11,7 @@ from torch import nn
 import diffadapt
 from tests import tiny
 from tests.shapes.conftest import EXAMPLES
+from tests.zoo.pipelines import PIPELINES, prompt
 
 PICTURE = 2e-4
 """Of the change of a picture, in float32: two steps of a whole network repeat the rounding of its sums."""
@@ -83,3 +84,38 @@ def test_every_picture_is_its_own_adapters(make):
     pipe.adapters.set({"ink": 1.0})
     with pipe.adapters.mixed(ENTRIES[:2]), pytest.raises(diffadapt.StackError, match="3 rows"):
         pictures(pipe, WORDS, seeds)
+
+
+def twice(name, pipe):
+    """Two prompts, one like the other, as embeddings."""
+    given = {
+        key: value.repeat(2, *(1,) * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value
+        for key, value in prompt(name, pipe).items()
+    }
+    if name == "flux":  # guidance by a second call of the transformer
+        given |= {f"negative_{key}": given[key].flip(-1) for key in ("prompt_embeds", "pooled_prompt_embeds")}
+        given["true_cfg_scale"] = 2.0
+    return given
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen_image", "wan", "sana"])
+@torch.no_grad()
+def test_transformers_of_other_families(name):
+    pipe = diffadapt.enable(PIPELINES[name]())
+    pipe.set_progress_bar_config(disable=True)
+    given = twice(name, pipe)
+
+    def batch():
+        noise = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+        return pipe(**given, num_inference_steps=2, generator=noise, output_type="latent", return_dict=False)[0]
+
+    pipe.load_adapter(pair(pipe.transformer.named_modules(), "transformer", 1), adapter_name="ink")
+    ink = batch()
+    with pipe.adapters.disable():
+        base = batch()
+    for entries in (["ink", "__base__"], ["__base__", {"ink": 1.0}]):
+        with pipe.adapters.mixed(entries):
+            mixed = batch()
+        for row, entry in enumerate(entries):
+            wanted = base if entry == "__base__" else ink
+            assert (mixed[row] - wanted[row]).norm() <= PICTURE * (ink - base)[row].norm(), (entries, row)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
 import diffadapt
+from diffadapt.inject.following import noise_of
 from tests import tiny
 
 
@@ -137,3 +139,16 @@ def test_a_rule_that_nothing_in_the_file_knows_is_refused(lycoris_files):
     with pytest.raises(diffadapt.StackError, match=r"none of its algorithms \(lora\) has a rule 'geodesic'"):
         pipe.load_adapter(lycoris_files["lora"][0], strength="geodesic")
     assert not pipe.adapters.names
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "noise"),
+    [(500.0, 1000, 0.5), (0.5, 1000, 0.5), (400, 4, 0.4), (750.0, 4, 0.75), (0.751, 4, 0.75), (0.25, None, 0.25)],
+)
+def test_the_share_of_noise_however_the_timestep_is_passed(given, steps, noise):
+    """Stable Diffusion passes the scheduler's timestep, Flux a thousandth of it."""
+    scheduler = None
+    if steps is not None:
+        scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="leading")
+        scheduler.set_timesteps(steps)
+    assert noise_of(scheduler, given) == pytest.approx(noise, abs=1e-3)
