@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,26 @@ from diffadapt.pipeline import free_name
 from diffadapt.reading import read_adapter
 from diffadapt.recipe.capture import rule_of, stack_of
 from diffadapt.recipe.part import Part
-from diffadapt.recipe.recipe import SUM, Merge, Recipe
+from diffadapt.recipe.recipe import MADE_BY, SUM, Merge, Recipe
 from diffadapt.recipe.sources import Finder, config_hash, matches
+
+MIX = "mix"
+"""The name of what a recipe's method makes of its parts."""
 
 
 def apply(recipe: Recipe, pipeline: Any, folder: Path | None, fetch: bool, check: bool) -> dict[str, str]:
     """See `Recipe.apply`."""
     stack = stack_of(pipeline)
-    if recipe.method != SUM:
-        raise RecipeError(
-            f"The recipe mixes by {recipe.method!r}, into a file of its own; pipe.adapters only sums. "
-            "Make the file with diffadapt.combine and load it."
-        )
+    finder = Finder(folder, fetch, check)
+    return _side_by_side(recipe, pipeline, stack, finder) if recipe.method == SUM else _as_one(recipe, pipeline, finder)
+
+
+def _side_by_side(recipe: Recipe, pipeline: Any, stack: PipelineAdapters, finder: Finder) -> dict[str, str]:
+    """The exact sum: every part on the stack, at its strength."""
     strengths = recipe.strengths(stack)
     names = _loaded(recipe, stack)
     missing = [part for part in recipe.adapters if part.name not in names]
-    adapters = _read(missing, Finder(folder, fetch, check), pipeline)
+    adapters = _read(missing, finder, pipeline)
     with _Restoring(stack) as changes:
         for part in missing:
             name = part.name if part.name not in stack else free_name(part.name, stack)
@@ -40,6 +45,42 @@ def apply(recipe: Recipe, pipeline: Any, folder: Path | None, fetch: bool, check
         stack.enable()
         changes.bring({names[part]: strength for part, strength in strengths.items()}, _options(recipe.merge, names))
     return {part.name: names[part.name] for part in recipe.adapters}
+
+
+def _as_one(recipe: Recipe, pipeline: Any, finder: Finder) -> dict[str, str]:
+    """The parts made into one adapter by the recipe's method, which says in its metadata what it was made by."""
+    from diffadapt.combine import combine
+
+    stack = stack_of(pipeline)
+    weights = _weights(recipe, stack)
+    made_by = replace(recipe.without_paths(), merge=None).to_json()
+    name = next((n for n in stack.names if stack[n].metadata.raw.get(MADE_BY) == made_by), None)
+    with _Restoring(stack) as changes:
+        if name is None:
+            parts = _read(list(recipe.adapters), finder, pipeline)
+            stack.unmerge()  # rules that need the base weights must see them
+            pairs = [(parts[part.name], weights[part.name]) for part in recipe.adapters]
+            mix = combine(pairs, recipe.method, base=pipeline, name=MIX, **recipe.options)
+            raw = {**mix.metadata.raw, MADE_BY: made_by}
+            name = free_name(MIX, stack)
+            changes.loaded.append(name)
+            stack.add(replace(mix, metadata=replace(mix.metadata, raw=raw)), name, 0.0)
+        stack.enable()
+        names = {part.name: name for part in recipe.adapters}
+        changes.bring({name: 1.0}, _options(recipe.merge, names))
+    return names
+
+
+def _weights(recipe: Recipe, stack: PipelineAdapters) -> dict[str, float]:
+    """The parts' weights. Raises RecipeError for strengths that are no numbers: a file has one for all layers."""
+    found = recipe.strengths(stack)
+    for name, strength in found.items():
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+            raise RecipeError(
+                f"{name!r} has a strength by block or step, which {recipe.method!r} cannot mix into one file. Give it "
+                'a number, or the recipe the method "sum".'
+            )
+    return {name: float(strength) for name, strength in found.items() if isinstance(strength, (int, float))}
 
 
 def _loaded(recipe: Recipe, stack: PipelineAdapters) -> dict[str, str]:
@@ -92,10 +133,15 @@ def _options(merge: Merge | None, names: Mapping[str, str]) -> MergeOptions | No
         return None
     wanted: Any = merge.names
     if isinstance(wanted, Mapping):
-        wanted = {component: tuple(names[n] for n in group if n in names) for component, group in wanted.items()}
+        wanted = {component: tuple(_known(group, names)) for component, group in wanted.items()}
     elif wanted is not None:
-        wanted = tuple(names[n] for n in wanted if n in names)
+        wanted = tuple(_known(wanted, names))
     return MergeOptions(wanted, "auto" if merge.mode == "auto" else "weights", "copy", merge.max_loss)
+
+
+def _known(parts: Iterable[str], names: Mapping[str, str]) -> dict[str, None]:
+    """The names of those parts that have one, each once: several parts may be one adapter."""
+    return dict.fromkeys(names[part] for part in parts if part in names)
 
 
 class _Restoring:

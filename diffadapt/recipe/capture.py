@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffadapt.inject.placement import LINEAR, Loaded
 from diffadapt.inject.schedule import Schedule
 from diffadapt.inject.stack import PipelineAdapters
 from diffadapt.recipe.part import Part
-from diffadapt.recipe.recipe import Merge, Recipe
+from diffadapt.recipe.recipe import MADE_BY, Merge, Recipe
 from diffadapt.recipe.sources import address_of, config_hash, hashes_of
 
 
@@ -29,16 +30,32 @@ def capture(pipeline: Any, settings: Mapping[str, Any]) -> Recipe:
     stack = stack_of(pipeline)
     if not stack.enabled and len(stack):
         raise RecipeError("All adapters are disabled: there is no mix to write down. Call pipe.adapters.enable().")
-    parts = [part_of(stack, name) for name in stack.names if _counts(stack, name)]
-    options = stack._options
-    merge = None
-    if options is not None:
-        names = {part.name for part in parts}
-        merge = Merge(mode=options.mode, max_loss=options.max_loss, names=_kept(options.names, names))
-    found: dict[str, Any] = {
-        "adapters": tuple(parts), "merge": merge, "base": _base(pipeline), "sampler": _sampler(pipeline), **settings,
-    }  # fmt: skip
+    names = [name for name in stack.names if _counts(stack, name)]
+    around = {"base": _base(pipeline), "sampler": _sampler(pipeline)}
+    if len(names) == 1 and (made_by := _made_by(stack, names[0])) is not None:
+        whole = [part.name for part in made_by.adapters]
+        return replace(made_by, **{"merge": _merge(stack, {names[0]}, whole), **around, **settings})
+    parts = tuple(part_of(stack, name) for name in names)
+    found: dict[str, Any] = {"adapters": parts, "merge": _merge(stack, set(names), None), **around, **settings}
     return Recipe(**found)
+
+
+def _made_by(stack: PipelineAdapters, name: str) -> Recipe | None:
+    """The recipe that made an adapter of others, where it is on the stack as it was made."""
+    adapter = stack[name]
+    raw = adapter.metadata.raw.get(MADE_BY)
+    return Recipe.from_json(raw) if raw and adapter.path is None and stack.strengths[name] == 1.0 else None
+
+
+def _merge(stack: PipelineAdapters, names: set[str], whole: list[str] | None) -> Merge | None:
+    """How the adapters of these names are merged, if they are. whole: names to write instead, for all of them."""
+    options = stack._options
+    if options is None:
+        return None
+    kept = _kept(options.names, names)
+    if whole is not None and kept is not None:
+        kept = {part: tuple(whole) for part in kept} if isinstance(kept, Mapping) else tuple(whole)
+    return Merge(mode=options.mode, max_loss=options.max_loss, names=kept)
 
 
 def _counts(stack: PipelineAdapters, name: str) -> bool:

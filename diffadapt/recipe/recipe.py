@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT: Final = "diffadapt-recipe"
 VERSION: Final = 1
 SUM: Final = "sum"
+MADE_BY: Final = "diffadapt.recipe"
+"""Metadata of an adapter that a recipe made of others: the recipe."""
 
 
 def _mode(value: Any, where: str) -> str:
@@ -86,7 +88,8 @@ class Recipe(Record):
     """A mix of adapters, and what was made with it.
 
     adapters: in the order of the stack. prompt: without tags. sampler: the class of the scheduler. method: how the
-    adapters are mixed; "sum" is what `pipe.adapters` does, others are rules that mix into one file, with their options.
+    adapters are mixed; "sum" is what `pipe.adapters` does, others (of `diffadapt.combine`, with their options, `rank`
+    among them) make one adapter of them.
     merge: how the mix is merged, or None where it is live. base: the base model's id or name, for information.
 
     Raises RecipeError, here as in every way to make one, for fields that do not hold what they may.
@@ -125,6 +128,12 @@ class Recipe(Record):
     def merged(self) -> bool:
         """Whether the mix is merged into the weights."""
         return self.merge is not None
+
+    @property
+    def worded(self) -> str:
+        """The prompt, after it the trigger words that are switched on and are not in it."""
+        words = dict.fromkeys(word for part in self.adapters for word in part.triggers)
+        return ", ".join(filter(None, [self.prompt, *(word for word in words if word not in self.prompt)]))
 
     # -- JSON --------------------------------------------------------------------------------------------------
 
