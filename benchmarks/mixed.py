@@ -18,8 +18,8 @@ from torch import nn
 from benchmarks.forward import RANK, Adapter, block, linears, lokr, lora, oft, ours
 from benchmarks.timing import alternate, median, ratio
 
-SAMPLES, TOKENS = 8, 1024
-ROUNDS = {torch.float32: 5, torch.bfloat16: 7}
+SAMPLES, TOKENS = 8, 256
+ROUNDS = {torch.float32: 5, torch.bfloat16: 5}
 KINDS = {"lora": 3, "lokr": 3, "oft": 2}
 """How many samples of the mix of algorithms carry which."""
 

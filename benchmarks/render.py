@@ -117,11 +117,22 @@ def inspect_rows(r: Mapping[str, Any]) -> list[Row]:
     ]  # fmt: skip
 
 
+def convert_rows(r: Mapping[str, Any]) -> list[Row]:
+    return [
+        (f"names only, {r['file_mb']:.0f} MB, in a running process", seconds(r["names_s"]),
+         f"{r['names_by_cp']:.2f} x `cp`, with its memory {memory(r['peak_mib'])}"),
+        ("  load_file, rename, save_file", seconds(r["by_hand_s"]), f"{r['by_hand_by_names']:.1f} x ours"),
+        ("  Diffusers' converter, save_file", seconds(r["diffusers_s"]), f"{r['diffusers_by_names']:.1f} x ours"),
+        ("  the copy alone, until it is on the disk", seconds(r["synced_copy_s"]), "`cp` does not wait for that"),
+    ]  # fmt: skip
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[Row]]]] = {
     "load": ("Load an SDXL LoRA (rank 32, 722 layers)", load_rows),
     "merge": ("Merge it into bfloat16 weights, and back", merge_rows),
     "switch": ("Switch", switch_rows),
     "inspect": ("`diffadapt inspect`, SDXL files of 2166 keys", inspect_rows),
+    "convert": ("`diffadapt convert`, Kohya to Diffusers (SDXL, rank 32)", convert_rows),
     "forward": ("Forward pass with live adapters", forward_rows),
     "combine": ("Make one LoRA of rank 32 of two (SDXL, rank 32, 722 layers)", combine_rows),
     "mixed": ("A batch of 8 samples, each with its own LoRA of rank 16", mixed_rows),

@@ -1,5 +1,5 @@
-"""The command line: `diffadapt inspect FILE...` says what a file is, and why that is thought; `diffadapt demo` shows
-adapters at work."""
+"""The command line: `diffadapt inspect FILE...` says what a file is, and why that is thought; `diffadapt convert`
+writes files anew in another dialect; `diffadapt demo` shows adapters at work."""
 
 from __future__ import annotations
 
@@ -7,12 +7,31 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from diffadapt.errors import DiffAdaptError
 from diffadapt.explain.explanation import Explanation
 from diffadapt.explain.files import Outcome, Wanted, explain_each
 from diffadapt.explain.sources import find
+
+MODULES = {
+    "convert": "command", "index": "library", "scan": "library", "dedupe": "library", "merge": "making",
+    "extract": "making",
+}  # fmt: skip
+"""Commands of `diffadapt.converters`, and the module of each."""
+
+LIBRARY = {
+    "index": "keep one SQLite file of what is in a library: hashes, families, norms, trigger words, health",
+    "scan": "say which files are broken, dangerous or to be used with care",
+    "dedupe": "find the same adapter in several files, in whatever dialects",
+}
+
+
+MAKING = {
+    "merge": "adapters into a checkpoint on disk, a layer at a time",
+    "extract": "a LoRA of what a fine-tuned checkpoint differs in from its base",
+}
 
 
 def _text(outcome: Outcome) -> tuple[bool, str]:
@@ -59,7 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_inspect(commands.add_parser("inspect", help="say what a file is: dialect, family, algorithms, problems"))
     _add_demo(commands.add_parser("demo", help="draw with small embedded pipelines and their adapters, offline"))
+    _add_convert(commands.add_parser("convert", help="files to another dialect, size or algorithm, in batches"))
+    for name, what in MAKING.items():
+        _add_making(commands.add_parser(name, help=what), name)
+    for name, what in LIBRARY.items():
+        _add_library(commands.add_parser(name, help=what), name)
     chosen = parser.parse_args(arguments)
+    if chosen.command in MODULES:
+        code: int = import_module(f"diffadapt.converters.{MODULES[chosen.command]}").run(chosen)
+        return code
     if chosen.command == "demo":
         return demo(chosen.pipeline, chosen.out, chosen.prompt, chosen.seed, chosen.merge, chosen.steps)
     wanted = Wanted(chosen.hashes, chosen.norms, chosen.check)
@@ -77,6 +104,24 @@ def _add_inspect(look: argparse.ArgumentParser) -> None:
     look.add_argument("--norms", action="store_true", help="how large the changes are (reads the whole file)")
     look.add_argument("--check", action="store_true", help="look for NaN and infinity (reads the whole file)")
     look.add_argument("--workers", type=int, metavar="N", help="processes (default: all processors for many files)")
+
+
+def _add_convert(change: argparse.ArgumentParser) -> None:
+    from diffadapt.converters.command import add_arguments
+
+    add_arguments(change)
+
+
+def _add_making(make: argparse.ArgumentParser, name: str) -> None:
+    from diffadapt.converters.making import add_arguments
+
+    add_arguments(make, name)
+
+
+def _add_library(look: argparse.ArgumentParser, name: str) -> None:
+    from diffadapt.converters.library import add_arguments
+
+    add_arguments(look, name)
 
 
 def _add_demo(show: argparse.ArgumentParser) -> None:

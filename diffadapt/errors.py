@@ -52,3 +52,8 @@ class CombineError(DiffAdaptError):
 
 class RecipeError(DiffAdaptError):
     """A recipe or a prompt's tag that cannot be read or reproduced: malformed, a source missing, a wrong hash."""
+
+
+class ConvertError(DiffAdaptError):
+    """A conversion that was asked for wrongly or came out wrong: options that contradict each other, a result that is
+    there already, values that the wanted type of number cannot hold."""

@@ -24,12 +24,12 @@ from diffadapt.errors import DialectError
 from diffadapt.families import Family, family_named
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer
 from diffadapt.io.checkpoint import RawCheckpoint
-from diffadapt.io.safetensors_writer import write_safetensors
+from diffadapt.io.safetensors_writer import Copied, write_safetensors, write_whole
 from diffadapt.reading import interpret
 
 _CONFIGURED = frozenset({"peft", "diffusers", "bare"})
 # Hashes of the file that was read, which are untrue of the one that is written, and a picture.
-_DROPPED = frozenset(
+DROPPED = frozenset(
     {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail", METADATA_KEY}
 )
 
@@ -37,35 +37,61 @@ _DROPPED = frozenset(
 _NAMES_KEY, _PLAIN = "diffadapt.names", "diffusers"
 
 
-def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
-    """Write an adapter in a dialect and give the path.
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """A file before it is written: tensors by key, the header's metadata, and the JSON that goes beside it, if any."""
 
-    path: the `.safetensors` file; with "peft" also a folder (a path without ending), which gets adapter_config.json.
-    The header keeps what the source's said, less its hashes.
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    beside: Mapping[str, Any] | None = None
+
+
+def compose(adapter: Adapter, dialect: str, *, folder: bool = False, name: str | None = None) -> Composed:
+    """What an adapter's file in a dialect holds, checked by reading it back in memory.
+
+    folder: as PEFT's folder, its config beside the file instead of in the header; for "peft" alone. name: of the file,
+    for messages. The metadata are the source's, less its hashes. Tensors that need no change are the adapter's own.
     Raises DialectError where the dialect has no name for something or cannot hold an algorithm exactly.
     """
     named, family = dialect_named(dialect), family_named(adapter.family)
-    path, adapter = Path(path), dataclasses.replace(adapter, targets=_in_files(adapter.targets))
+    adapter = dataclasses.replace(adapter, targets=_in_files(adapter.targets))
     plain = family is not None and family.native and _plain_names(adapter)
     # A file that came with Diffusers' names under Kohya's prefix goes back so, even by way of another dialect.
     tensors = encode(adapter, named, dataclasses.replace(family, native=False) if family and plain else family)
     configs = _configs(adapter, named) if dialect in _CONFIGURED else {}
-    metadata = {key: text for key, text in adapter.metadata.raw.items() if key not in _DROPPED}
+    metadata = {key: text for key, text in adapter.metadata.raw.items() if key not in DROPPED}
     if plain and dialect != "kohya":
         metadata[_NAMES_KEY] = _PLAIN
     beside: Mapping[str, Any] | None = None
-    if dialect == "peft" and not path.suffix:
+    if dialect == "peft" and folder:
         beside = configs[None]
     elif configs:
         metadata[METADATA_KEY] = header(configs)
-    _verify(adapter, RawCheckpoint(tensors, metadata, beside, path.name), named)
-    if beside is None:
-        write_safetensors(path, tensors, metadata)
-        return path
-    path.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path / "adapter_model.safetensors", tensors, metadata)
-    (path / "adapter_config.json").write_text(json.dumps(beside, indent=2, sort_keys=True) + "\n")
+    _verify(adapter, RawCheckpoint(tensors, metadata, beside, name or adapter.source), named)
+    return Composed(tensors, metadata, beside)
+
+
+def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
+    """Write an adapter in a dialect and give the path.
+
+    path: the `.safetensors` file; with "peft" also a folder (a path without ending), which gets adapter_config.json.
+    Raises DialectError; see `compose`.
+    """
+    path = Path(path)
+    write_composed(compose(adapter, dialect, folder=not path.suffix, name=path.name), path)
     return path
+
+
+def write_composed(made: Composed, path: Path, copied: Copied | None = None) -> None:
+    """Write a file, or PEFT's folder where something goes beside it. copied: where tensors lie on the disk."""
+    if made.beside is None:
+        write_safetensors(path, made.tensors, made.metadata, copied)
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    # The weights come last: where they are, the folder is complete.
+    config = json.dumps(made.beside, indent=2, sort_keys=True) + "\n"
+    write_whole(path / "adapter_config.json", lambda file: file.write(config.encode()))
+    write_safetensors(path / "adapter_model.safetensors", made.tensors, made.metadata, copied)
 
 
 def _in_files(targets: Mapping[TargetKey, Delta]) -> dict[TargetKey, Delta]:
@@ -153,6 +179,10 @@ def _fitted(delta: Delta, role: str, tensor: Tensor, dialect: Dialect) -> Tensor
         return _as_saved(tensor, core)
     if role == "dora_scale" and configured and tensor.ndim > 1 and tensor.shape[0] == tensor.numel():
         return tensor.flatten() if tensor.ndim == 2 else tensor.transpose(0, 1)
+    if role == "dora_scale" and not configured and not getattr(delta, "on_input", True):
+        # PEFT's (out,) and (1, out, 1, 1) are (out, 1) and (out, 1, 1, 1) elsewhere.
+        axes = max(t.ndim for r, t in core.tensors().items() if r != "alpha")
+        return tensor if tensor.ndim == axes and tensor.shape[0] != 1 else tensor.reshape(-1, *(1,) * (axes - 1))
     return tensor
 
 
@@ -239,5 +269,5 @@ def _difference(one: object, other: object, what: str = "delta") -> str | None:
     return next((text for a, b, name in pairs if (text := _difference(a, b, name))), None)
 
 
-# Two ways to say one scale.
-_SCALE_FIELDS = frozenset({"alpha", "rank_stabilised"})
+# Ways to say one scale.
+_SCALE_FIELDS = frozenset({"alpha", "rank_stabilised", "said_alpha"})

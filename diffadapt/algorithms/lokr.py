@@ -66,6 +66,7 @@ class LoKr(Delta):
     size: the rank that alpha is divided by, None where the scale is `full_scale`. left_padded: PEFT's Conv1d with a
     full, three-dimensional w2 pads w1 on the left before the Kronecker product, which arranges the numbers differently.
     cut: the output rows that are kept, for a slice of a fused module that does not end where a row of w1 does.
+    said_alpha: the file's, where it has no meaning: written back, and nothing else.
     """
 
     algorithm: ClassVar[str] = "lokr"
@@ -82,6 +83,7 @@ class LoKr(Delta):
     full_scale: float = 1.0
     left_padded: bool = False
     cut: tuple[int, int] | None = None
+    said_alpha: Tensor | None = None
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -100,11 +102,12 @@ class LoKr(Delta):
             size = int(context.config.get("r") or 0) or None
         padded = peft and w2 is not None and w2.ndim == 3
         stabilised = size is None and str(context.options.get("rs_lora", False)).lower() in ("true", "1")
-        if size is None and not stabilised:
-            group.take_optional("alpha")  # without meaning; ai-toolkit's is 9999999999, which is infinite in float16
+        # Without meaning beside two full factors; ai-toolkit's is 9999999999, which is infinite in float16.
+        said = group.take_optional("alpha") if size is None and not stabilised else None
         alpha = group.take_alpha(size or 1, context) if size or stabilised else 1.0
         full_scale = abs(alpha) ** (1 / 3) if stabilised else 1.0
-        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha if size else 1.0, size, full_scale, padded)
+        alpha = alpha if size else 1.0
+        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha, size, full_scale, padded, said_alpha=said)
 
     @property
     def rank(self) -> int | None:
@@ -204,7 +207,8 @@ class LoKr(Delta):
             "lokr_w1": w1, "lokr_w1_a": self.w1_a, "lokr_w1_b": self.w1_b, "lokr_w2": self.w2,
             "lokr_w2_a": self.w2_a, "lokr_w2_b": self.w2_b, "lokr_t2": self.t2,
         }  # fmt: skip
-        return {role: t for role, t in named.items() if t is not None} | {"alpha": torch.tensor(alpha)}
+        written = torch.tensor(alpha) if self.said_alpha is None or self.size else self.said_alpha
+        return {role: t for role, t in named.items() if t is not None} | {"alpha": written}
 
     def rows(self, start: int, stop: int) -> LoKr:
         """Whole rows of w1 where the borders are multiples of w2's rows, else these and a cut."""

@@ -17,7 +17,7 @@ from diffadapt.errors import SourceError
 from diffadapt.inject.locate import components as components_of
 from diffadapt.inject.locate import weight_of
 from diffadapt.io.plain_json import clip, read_object
-from diffadapt.io.safetensors import read_safetensors
+from diffadapt.io.safetensors import read_header, read_safetensors
 
 ORIGINAL = "model.diffusion_model."
 """Before the denoiser's names in a single file of the original code. SD1, SD2, SDXL, and ComfyUI's files."""
@@ -60,16 +60,25 @@ def open_checkpoint(source: Any, only: Collection[str] | None) -> Checkpoint:
     if not isinstance(source, str | os.PathLike):
         raise SourceError(f"a {type(source).__name__} is no checkpoint; expected a path, a model or a pipeline.")
     path = Path(source).expanduser()
+    made: dict[Key, Callable[[], Tensor]] = {}
+    for component, file in component_files(path, only):
+        tensors, _ = read_safetensors(file)
+        for name in tensors:
+            known = name if component is None else plain(component, name)
+            made[Key(component, known)] = partial(tensors.__getitem__, name)
+    return Checkpoint(path.name, made)
+
+
+def component_files(path: Path, only: Collection[str] | None) -> list[tuple[str | None, Path]]:
+    """The safetensors files of a checkpoint on disk, and whose parameters each holds; None for an original single file.
+
+    Raises SourceError for what is not there or not to be told apart; see `open_checkpoint`.
+    """
     if path.is_file():
-        return _of_file(path, only)
+        return [(_component_of(path, only), path)]
     if not path.is_dir():
         raise SourceError(f"{clip(path.name)}: no such file or folder. Expected a checkpoint in safetensors.")
-    made: dict[Key, Callable[[], Tensor]] = {}
-    for component, folder in _folders(path, only).items():
-        for file in _files(folder):
-            tensors, _ = read_safetensors(file)
-            made |= {Key(component, plain(component, name)): partial(tensors.__getitem__, name) for name in tensors}
-    return Checkpoint(path.name, made)
+    return [(component, file) for component, folder in _folders(path, only).items() for file in _files(folder)]
 
 
 def plain(component: str, name: str) -> str:
@@ -97,16 +106,15 @@ def _of_modules(source: Any, only: Collection[str] | None) -> Checkpoint:
     return Checkpoint(type(source).__name__, made, embeddings)
 
 
-def _of_file(path: Path, only: Collection[str] | None) -> Checkpoint:
-    tensors, _ = read_safetensors(path)
-    if any(name.startswith(ORIGINAL) for name in tensors):
-        return Checkpoint(path.name, {Key(None, name): partial(tensors.__getitem__, name) for name in tensors})
-    component = _only_one(path.name, only) or _known(path.parent) or _by_names(tensors)
+def _component_of(path: Path, only: Collection[str] | None) -> str | None:
+    """The component whose parameters a file holds; None for one in the original code's names."""
+    names = read_header(path).tensors
+    if any(name.startswith(ORIGINAL) for name in names):
+        return None
+    component = _only_one(path.name, only) or _known(path.parent) or _by_names(names)
     if component is None:
         raise SourceError(f"{path.name}: does not say which model it is; give components=('unet',) or the like.")
-    return Checkpoint(
-        path.name, {Key(component, plain(component, name)): partial(tensors.__getitem__, name) for name in tensors}
-    )
+    return component
 
 
 def _only_one(name: str, only: Collection[str] | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import BinaryIO, NamedTuple
 
 import torch
@@ -81,6 +82,17 @@ class MappedTensors(Mapping[str, torch.Tensor]):
 
     def __repr__(self) -> str:
         return f"MappedTensors({len(self)} tensors)"
+
+    def offset_of(self, tensor: torch.Tensor) -> int | None:
+        """At which byte of the file the data of a tensor begin; None where they are elsewhere, or in another order."""
+        if not tensor.nbytes or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            return None
+        offset = tensor.data_ptr() - self._address
+        return offset if 0 <= offset <= len(self._buffer) - tensor.nbytes else None
+
+    @cached_property
+    def _address(self) -> int:
+        return torch.frombuffer(self._buffer, dtype=torch.uint8, count=1).data_ptr()
 
     def runs(self, keys: Iterable[str]) -> Iterator[tuple[list[str], torch.Tensor]]:
         """Join keys whose data touch and whose dtype is the same; yield each run's keys and its flat data."""

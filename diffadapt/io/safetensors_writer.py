@@ -7,22 +7,36 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from diffadapt.errors import SourceError
 from diffadapt.io.dtypes import DTYPES
+from diffadapt.io.mapped import MappedTensors
 from diffadapt.io.plain_json import clip
 
+PART = ".part"
+"""The ending of a file that is being written."""
+_BLOCK = 1 << 22
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 
 
+class Copied(NamedTuple):
+    """An open file, and the tensors that are mapped from it: their bytes are copied by the system, not by us."""
+
+    file: BinaryIO
+    tensors: MappedTensors
+
+
 def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    copied: Copied | None = None,
 ) -> None:
     """Write `tensors` (any device, any strides) and `metadata` to `path`, replacing a file there in one step.
 
@@ -31,9 +45,20 @@ def write_safetensors(
     Raises `SourceError` for values a file cannot hold and for a folder that cannot be written.
     """
     path = Path(path)
-    ordered = _ordered(tensors, path.name)
-    header = _header_bytes(ordered, _checked(metadata or {}, path.name))
-    scratch = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    ordered = ordered_tensors(tensors, path.name)
+    header = header_of(ordered, _checked(metadata or {}, path.name))
+
+    def write(file: BinaryIO) -> None:
+        file.write(header)
+        for tensor in ordered.values() if copied is None else _copy(file, ordered, copied):
+            file.write(data_of(tensor))
+
+    write_whole(path, write)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Make a file that is whole, on the disk and at its place, or not there. Raises `SourceError` where that fails."""
+    scratch = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{PART}")
     try:
         # os.open and not tempfile: the file gets the mode that the user's umask asks for, not 0600.
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -41,7 +66,9 @@ def write_safetensors(
         raise SourceError(f"{path.name}: cannot be written ({error.strerror}). Choose a writable folder.") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            _write(file, header, ordered)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(scratch, path)
     except OSError as error:
         raise SourceError(f"{path.name}: cannot be written ({error.strerror}). Is the disk full?") from error
@@ -51,7 +78,48 @@ def write_safetensors(
     _sync_folder(path.parent)
 
 
-def _ordered(tensors: Mapping[Any, Any], name: str) -> dict[str, torch.Tensor]:
+def data_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's data as a file holds them."""
+    if not tensor.numel():
+        return memoryview(b"")
+    dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
+    return memoryview(dense.view(-1).view(torch.uint8).numpy())
+
+
+def _copy(file: BinaryIO, ordered: Mapping[str, torch.Tensor], copied: Copied) -> Iterator[torch.Tensor]:
+    """Write the tensors that lie in the copied file, run by run; yield the others, in order, for the caller."""
+    start, stop = 0, 0
+    for tensor in ordered.values():
+        offset = copied.tensors.offset_of(tensor)
+        if offset is not None and offset == stop and stop > start:
+            stop += tensor.nbytes
+            continue
+        copy_bytes(copied.file, file, start, stop)
+        start, stop = (0, 0) if offset is None else (offset, offset + tensor.nbytes)
+        if offset is None:
+            yield tensor
+    copy_bytes(copied.file, file, start, stop)
+
+
+def copy_bytes(source: BinaryIO, target: BinaryIO, start: int, stop: int) -> None:
+    """Append bytes start to stop of a file to another: by the kernel where it can, else through memory."""
+    if stop <= start:
+        return
+    target.flush()
+    into, at = target.fileno(), start
+    with contextlib.suppress(OSError, AttributeError):  # not on this system, or not between these file systems
+        while at < stop and (done := os.copy_file_range(source.fileno(), into, stop - at, at)):
+            at += done
+    source.seek(at)
+    while at < stop:
+        block = source.read(min(_BLOCK, stop - at))
+        if not block:
+            raise OSError(0, "the source was cut short while it was copied")
+        target.write(block)
+        at += len(block)
+
+
+def ordered_tensors(tensors: Mapping[Any, Any], name: str) -> dict[str, torch.Tensor]:
     """Check the tensors and put them into the order of the file."""
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not _encodable(key) or key == "__metadata__":
@@ -83,7 +151,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _header_bytes(ordered: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+def header_of(ordered: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
     """Build the length and the JSON header, padded so that the data start on a multiple of 8."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
@@ -93,17 +161,6 @@ def _header_bytes(ordered: Mapping[str, torch.Tensor], metadata: dict[str, str])
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _write(file: BinaryIO, header: bytes, ordered: Mapping[str, torch.Tensor]) -> None:
-    """Write header and data, one tensor in memory at a time, and wait until they are on the disk."""
-    file.write(header)
-    for tensor in ordered.values():
-        if tensor.numel():
-            dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-            file.write(dense.view(-1).view(torch.uint8).numpy().data)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,114 @@
+"""`diffadapt convert`: the command line of a batch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from diffadapt.converters.batch import Batch
+from diffadapt.converters.interrupt import INTERRUPTED, first_interrupt
+from diffadapt.converters.plan import DTYPES, PARTS, Plan
+from diffadapt.converters.work import FAILED, Record
+from tqdm import tqdm
+
+from diffadapt.dialects import DIALECTS
+from diffadapt.errors import DiffAdaptError
+
+WRITTEN = tuple(sorted(dialect.name for dialect in DIALECTS))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `diffadapt convert`."""
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SRC", help="a file, a folder (with all below it) or a pattern")
+    add("--to", metavar="DIALECT", help=f"one of {', '.join(WRITTEN)} (default: each file's own)")
+    add(
+        "-o",
+        "--out",
+        required=True,
+        type=Path,
+        help="a folder, in which SRC's tree is mirrored; or one .safetensors file",
+    )
+    numbers = parser.add_argument_group("what is made of the numbers")
+    add = numbers.add_argument
+    add("--dtype", choices=tuple(DTYPES), help="the type of the numbers (default: as they are)")
+    add("--algorithm", choices=("lora",), help="exact where that is possible, else of --rank")
+    add("--rank", type=int, metavar="N", help="the largest rank of a layer")
+    add("--ratio", type=float, help="drop singular values that are smaller than the largest by this")
+    add("--share", type=float, help="keep this share of the Frobenius norm, from 0 to 1")
+    add("--cumulative", type=float, help="keep this share of the sum of singular values, from 0 to 1")
+    add("--only", choices=PARTS, help="what runs at every step, or the text encoders")
+    about = parser.add_argument_group("metadata and checks")
+    add = about.add_argument
+    add("--strip", action="store_true", help="drop metadata, but for what the numbers' meaning hangs on")
+    add("--keep", nargs="*", default=(), metavar="PATTERN", help="with --strip: metadata to keep")
+    add("--strict", action="store_true", help="a key that no algorithm explains is an error")
+    add("--check", action="store_true", help="refuse NaN and infinity")
+    add("--verify", action="store_true", help="read every result again and compare it")
+    run = parser.add_argument_group("the run")
+    add = run.add_argument
+    add("--dry-run", action="store_true", help="say what would be done")
+    add("--overwrite", action="store_true", help="also results that are there and were made of something else")
+    add("--workers", type=int, metavar="N", help="processes (default: as many as cores)")
+    add("--shard", metavar="I/N", help="part I of N, for job arrays: every part has its own report")
+    add("--report", type=Path, help="where the report goes (default: diffadapt-convert.jsonl in the output folder)")
+    add("--json", action="store_true", help="a line of JSON for every file, on the standard output")
+    add(
+        "--fail-on",
+        choices=("any", "all", "none"),
+        default="any",
+        help="when the exit code is 1 (default: any failure)",
+    )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run the command. Returns 0, or 1 by `--fail-on`, 2 for options that do not go together, 130 after Ctrl-C."""
+    try:
+        plan = Plan(
+            chosen.to, chosen.dtype, chosen.algorithm, chosen.rank, chosen.ratio, chosen.share, chosen.cumulative,
+            chosen.only, chosen.strip, tuple(chosen.keep), chosen.strict, chosen.verify, chosen.check,
+        )  # fmt: skip
+        batch = Batch(chosen.sources, chosen.out, plan, part=chosen.shard, report=chosen.report)
+    except DiffAdaptError as error:
+        print(f"diffadapt convert: {error}", file=sys.stderr)
+        return 2
+    if chosen.dry_run:
+        return _tell(batch)
+    counts: Counter[str] = Counter()
+    with first_interrupt() as stop:
+        total = len(batch.jobs) + len(batch.missing)
+        records = batch.run(overwrite=chosen.overwrite, workers=chosen.workers, stop=stop)
+        for record in tqdm(records, "convert", total, unit="file", disable=total < 2 or None, leave=False):
+            counts[record.status] += 1
+            _show(record, chosen.json)
+    print(
+        f"{', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}; {batch.report}", file=sys.stderr
+    )
+    if stop.is_set():
+        print("Stopped. The same command goes on where this one was.", file=sys.stderr)
+        return INTERRUPTED
+    bad = counts[FAILED]
+    return int({"any": bad > 0, "all": bad == total, "none": False}[chosen.fail_on])
+
+
+def _show(record: Record, as_json: bool) -> None:
+    """A record on the standard output, or what is wrong with it on the other."""
+    if as_json:
+        tqdm.write(json.dumps(record.to_dict()), file=sys.stdout)
+    elif record.status == FAILED:
+        tqdm.write(f"{record.source}\n  {record.kind}: {record.message}", file=sys.stderr)
+    elif record.left_out:
+        reasons = Counter(record.left_out.values())
+        said = "; ".join(f"{count} keys left out: {why}" for why, count in reasons.items())
+        tqdm.write(f"{record.source}\n  {said}", file=sys.stderr)
+
+
+def _tell(batch: Batch) -> int:
+    for job in batch.jobs:
+        print(f"{job.source} -> {job.file}")
+    for record in batch.missing:
+        print(record.message, file=sys.stderr)
+    return int(bool(batch.missing))

@@ -1,0 +1,106 @@
+"""What a converted file says of itself: its own hashes where the source had some, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffadapt.converters.plan import Plan
+
+import diffadapt
+from diffadapt.errors import SourceError
+from diffadapt.fingerprint import scale_of
+from diffadapt.io.safetensors import read_header
+from diffadapt.io.safetensors_writer import data_of, header_of, ordered_tensors
+from diffadapt.writing import Composed
+
+HISTORY = "diffadapt.history"
+"""Metadata: a JSON list of what was done to the file, the latest last: source (SHA-256), version, plan."""
+
+_KEPT = 16
+_DATA = ("sshs_model_hash", "modelspec.hash_sha256")
+_LEGACY = "sshs_legacy_hash"
+_LEGACY_AT, _LEGACY_BYTES = 0x100000, 0x10000
+
+
+def signed(made: Composed, source: Mapping[str, str], sha256: str, plan: Plan) -> Composed:
+    """The file with its provenance appended, and with those hashes worked out anew that the source had.
+
+    source: the metadata of the source. sha256: of the whole source.
+    """
+    metadata = dict(made.metadata)
+    metadata[HISTORY] = json.dumps([*history(source), _entry(sha256, plan)])
+    if any(name in source for name in (*_DATA, _LEGACY)):
+        metadata |= {name: text for name, text in _hashes(made).items() if name in source}
+    return replace(made, metadata=metadata)
+
+
+def _entry(sha256: str, plan: Plan) -> dict[str, Any]:
+    return {"source": sha256, "version": diffadapt.__version__, "plan": plan.to_dict()}
+
+
+def history(metadata: Mapping[str, str]) -> list[Any]:
+    """What a file says was done to it; nothing where that is no list."""
+    try:
+        found = json.loads(metadata.get(HISTORY, "[]"))
+    except ValueError:
+        return []
+    return found[-_KEPT:] if isinstance(found, list) else []
+
+
+def is_made_by(file: Path, sha256: str, plan: Plan) -> bool:
+    """Whether a file is what the plan makes of this source."""
+    try:
+        found = history(read_header(file).metadata)
+    except SourceError:
+        return False
+    return bool(found) and found[-1] == _entry(sha256, plan)
+
+
+def _hashes(made: Composed) -> dict[str, str]:
+    """The hashes by which trainers and web UIs know a file; all are of its data, whatever the metadata say.
+
+    sshs_model_hash: SHA-256 of the data section; modelspec.hash_sha256: the same, behind "0x". sshs_legacy_hash: 8 hex
+    of 64 KiB at 1 MiB of the file as sd-scripts saves it to hash it, with the metadata that begin with "ss_".
+    """
+    ordered = ordered_tensors(made.tensors, "the result")
+    own = {key: text for key, text in made.metadata.items() if key.startswith("ss_")}
+    start = _LEGACY_AT - len(header_of(ordered, own))
+    data, legacy, position = hashlib.sha256(), hashlib.sha256(), 0
+    for tensor in ordered.values():
+        block = data_of(tensor)
+        data.update(block)
+        legacy.update(block[max(start - position, 0) : max(start + _LEGACY_BYTES - position, 0)])
+        position += len(block)
+    found = {"sshs_model_hash": data.hexdigest(), "modelspec.hash_sha256": f"0x{data.hexdigest()}"}
+    # A header of a megabyte reaches into what is hashed, and the order of its keys is chance.
+    return found | ({_LEGACY: legacy.hexdigest()[:8]} if start >= 0 else {})
+
+
+def largest_error(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> float:
+    """The largest relative Frobenius error of any delta's tensors of one name.
+
+    For deltas of the same algorithm and rank. A tensor that one of them lacks counts as an error of 1, and so does
+    another scale.
+    """
+    worst = 0.0
+    for key, delta in before.items():
+        other_delta = after.get(key)
+        if other_delta is None or scale_of(delta) != scale_of(other_delta):
+            return 1.0
+        theirs = other_delta.tensors()
+        for role, tensor in delta.tensors().items():
+            if role == "alpha":
+                continue  # in the scale; some dialects have it in a config
+            other = theirs.get(role)
+            if other is None or other.numel() != tensor.numel():
+                return 1.0
+            if tensor is not other and not torch.equal(tensor.flatten(), other.flatten()):
+                one, two = tensor.flatten().double(), other.flatten().double()
+                worst = max(worst, float((one - two).norm() / one.norm().clamp_min(1e-30)))
+    return worst

@@ -1,0 +1,191 @@
+"""One file: read, changed, named anew, written, looked at again. The unit of work of every engine."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from diffadapt.converters.change import cast, changed
+from diffadapt.converters.jobs import SUFFIX, Job
+from diffadapt.converters.plan import Plan
+from diffadapt.converters.provenance import is_made_by, largest_error, signed
+
+import diffadapt
+from diffadapt.adapter import Adapter
+from diffadapt.errors import ConvertError, DialectError, DiffAdaptError, SourceError
+from diffadapt.io.checkpoint import RawCheckpoint
+from diffadapt.io.mapped import MappedTensors
+from diffadapt.io.safetensors import open_binary
+from diffadapt.io.safetensors_writer import Copied
+from diffadapt.io.source import read_checkpoint
+from diffadapt.reading import read_adapter
+from diffadapt.writing import Composed, compose, write_composed
+
+DONE, KEPT, FAILED = "done", "kept", "failed"
+"""Written now; there already, from the same source by the same plan; not to be had."""
+
+_EXACT = {None: 0.0, "fp32": 1e-6, "fp16": 1e-3, "bf16": 4e-3}
+"""The largest relative error of a tensor that the rounding to a type explains (half a unit in the last place is 5e-4
+for fp16, 2e-3 for bf16): more means that it cannot hold the numbers."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one file: a line of the report.
+
+    size, modified: the source's, in bytes and in nanoseconds. changes: keys of the source -> why they are not in the
+    result. losses: the largest relative Frobenius error of any layer that smaller ranks cost. error: that of the
+    tensors when read again, where that was asked for.
+    """
+
+    source: str
+    out: str
+    status: str
+    plan: str
+    version: str = diffadapt.__version__
+    sha256: str = ""
+    size: int = 0
+    modified: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    dialect: str = ""
+    family: str | None = None
+    algorithms: Mapping[str, int] = field(default_factory=dict)
+    keys: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    losses: float = 0.0
+    error: float | None = None
+    kind: str = ""
+    message: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", {}, None) or name == "source"}
+
+    @property
+    def file(self) -> Path:
+        """The file of weights that was written."""
+        return Job(self.source, self.out).file
+
+
+def convert(job: Job, plan: Plan, *, known: Record | None = None, overwrite: bool = False) -> Record:
+    """Do one file; whatever is wrong with it is in the record, not raised.
+
+    known: what a run before this one wrote down of it. overwrite: also what is there and was not made of this source
+    by this plan.
+    """
+    start = time.perf_counter()
+    try:
+        record = _convert(job, plan, known, overwrite)
+    except (DiffAdaptError, OSError) as error:
+        record = failed(job, plan, type(error).__name__, str(error))
+    except MemoryError:
+        record = failed(job, plan, "MemoryError", f"{job.source}: there is not enough memory for it.")
+    except Exception as error:  # noqa: BLE001  a fault of ours must not stop the other thousands
+        what = f"{type(error).__name__}: {error}"
+        record = failed(job, plan, "InternalError", f"{job.source}: {what}. This is a bug; please report the file.")
+    return replace(record, seconds=round(time.perf_counter() - start, 4))
+
+
+def failed(job: Job, plan: Plan, kind: str, message: str) -> Record:
+    """The record of a file that could not be converted."""
+    return Record(job.source, job.out, FAILED, plan.key, kind=kind, message=message)
+
+
+def _convert(job: Job, plan: Plan, known: Record | None, overwrite: bool) -> Record:
+    source = Path(job.source)
+    raw = read_checkpoint(source)
+    about = source.stat()
+    hashing = Hashing(source)
+    try:
+        adapter = read_adapter(raw, check_finite=plan.check or plan.dtype is not None)
+        left_out = _left_out(adapter, plan)
+        shaped = changed(adapter, plan)
+        folder = plan.to == "peft" and Path(job.out).suffix != SUFFIX
+        made = compose(cast(shaped, plan), plan.to or adapter.dialect, folder=folder)
+    finally:
+        sha256 = hashing.result()
+    record = Record(
+        job.source, job.out, DONE, plan.key, sha256=sha256, size=about.st_size, modified=about.st_mtime_ns,
+        dialect=adapter.dialect, family=adapter.family, algorithms=dict(adapter.algorithms),
+        keys=len(made.tensors), left_out=left_out, losses=round(max(shaped.losses.values(), default=0.0), 6),
+    )  # fmt: skip
+    if job.file.exists() and not overwrite and (found := _there(job, plan, record, known)) is not None:
+        return found
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    _write(signed(made, raw.metadata, sha256, plan), Path(job.out), raw, source)
+    error = _verified(job, plan, shaped) if plan.verify else None
+    return replace(record, bytes=job.file.stat().st_size, error=error)
+
+
+def _left_out(adapter: Adapter, plan: Plan) -> dict[str, str]:
+    """Keys of the source that will not be in the result, and why."""
+    unknown = dict.fromkeys(adapter.unmatched, "no algorithm explains it")
+    if unknown and plan.strict:
+        shown = ", ".join(map(repr, list(unknown)[:3]))
+        raise DialectError(
+            f"{adapter.source}: {len(unknown)} keys would be lost, as no algorithm explains them: {shown}. "
+            "Leave out --strict to convert the rest."
+        )
+    return {**adapter.ignored, **unknown}
+
+
+def _there(job: Job, plan: Plan, record: Record, known: Record | None) -> Record | None:
+    """The record of a result that is there already; None where it may be replaced. Raises ConvertError where not."""
+    size = job.file.stat().st_size
+    if is_made_by(job.file, record.sha256, plan):
+        return replace(record, status=KEPT, bytes=size)
+    if known is not None and known.out == job.out and known.bytes == size:
+        return None  # ours, of an older source or another plan
+    raise ConvertError(f"{job.file.name}: is there already, and not from this source by this plan. Pass --overwrite.")
+
+
+def _write(made: Composed, out: Path, raw: RawCheckpoint, source: Path) -> None:
+    if not isinstance(raw.tensors, MappedTensors):
+        write_composed(made, out)
+        return
+    with open_binary(raw.path or source, raw.name) as file:
+        write_composed(made, out, Copied(file, raw.tensors))
+
+
+def _verified(job: Job, plan: Plan, shaped: Adapter) -> float:
+    """The largest error of the tensors in the file that was written. Raises ConvertError where it is too large."""
+    again = read_adapter(job.file)
+    if lost := [key for key in shaped.targets if key not in again.targets]:
+        raise ConvertError(f"{job.file.name}: {lost[0].module} is not found again. Please report this file.")
+    error = max(largest_error(shaped.targets, again.targets), largest_error(shaped.foreign, again.foreign))
+    if error > _EXACT[plan.dtype]:
+        raise ConvertError(
+            f"{job.file.name}: differs by {error:.2g} from the source when read again; {plan.dtype or 'it'} cannot "
+            "hold its numbers. Choose another --dtype."
+        )
+    return error
+
+
+class Hashing:
+    """The SHA-256 of a file, worked out beside other work: it reads on one core while names are made on another."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.digest = path, ""
+        self.error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            self.error = error
+
+    def result(self) -> str:
+        """64 hex. Raises SourceError where the file could not be read."""
+        self._thread.join()
+        if self.error is not None:
+            raise SourceError(f"{self.path.name}: cannot be read ({self.error.strerror}).") from self.error
+        return self.digest

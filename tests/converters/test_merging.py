@@ -1,0 +1,140 @@
+"""Adapters into checkpoints on disk: the same weights as a merge in memory, whatever the base's names and files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffadapt.converters.merging import NOTE, merge_files
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import diffadapt
+from diffadapt.command import main
+from diffadapt.errors import ConvertError
+from tests import tiny
+from tests.converters import files
+
+KINDS = ("lora", "loha", "lokr", "oft", "boft", "dora", "glora", "full")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sources")
+    for name in KINDS:
+        tiny.write_lycoris(tiny.unet(), name, folder / f"{name}.safetensors")
+    files.plain(folder / "plain.safetensors")
+    return {path.stem: path for path in folder.glob("*.safetensors")}
+
+
+def in_memory(adapters: dict[Path, float]) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights that a merge on a pipeline makes, by component."""
+    pipe = diffadapt.enable(tiny.sd())
+    for number, (path, weight) in enumerate(adapters.items()):
+        pipe.load_adapter(path, adapter_name=str(number), weight=weight)
+    pipe.adapters.merge()
+    return {part: getattr(pipe, part).state_dict() for part in ("unet", "text_encoder")}
+
+
+def assert_same(seen: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert seen.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        # float32: sums in another order
+        assert torch.allclose(seen[key], tensor, rtol=1e-5, atol=1e-6), key
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_of_one_model(name: str, sources: dict[str, Path], tmp_path: Path) -> None:
+    base = tiny.unet().state_dict()
+    save_file(base, tmp_path / "unet.safetensors", {"format": "pt"})
+    adapters = {sources[name]: 0.7, sources["lora"]: -0.3}
+    read = [(diffadapt.read_adapter(path), weight) for path, weight in adapters.items()]
+    done = merge_files(tmp_path / "unet.safetensors", read, tmp_path / "out.safetensors")
+    seen, wanted = load_file(tmp_path / "out.safetensors"), in_memory(adapters)["unet"]
+    assert_same(seen, wanted)
+    assert done.changed == sum(not torch.equal(seen[key], base[key]) for key in seen)
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+        assert json.loads(file.metadata()[NOTE])["adapters"][sources["lora"].name] == -0.3
+
+
+def test_a_folder_in_shards(sources: dict[str, Path], tmp_path: Path) -> None:
+    for part in ("unet", "text_encoder"):
+        getattr(tiny.sd(), part).save_pretrained(tmp_path / "base" / part, max_shard_size="200KB")
+    (tmp_path / "base" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert len(list((tmp_path / "base" / "unet").glob("*.safetensors"))) > 1
+    read = [(diffadapt.read_adapter(sources["plain"]), 0.8)]
+    merge_files(tmp_path / "base", read, tmp_path / "out")
+    assert (tmp_path / "out" / "model_index.json").is_file()
+    wanted = in_memory({sources["plain"]: 0.8})
+    pipe = tiny.sd()
+    unet = type(pipe.unet).from_pretrained(tmp_path / "out" / "unet")
+    assert_same(unet.state_dict(), wanted["unet"])
+    encoder = type(pipe.text_encoder).from_pretrained(tmp_path / "out" / "text_encoder")
+    assert_same(encoder.state_dict(), wanted["text_encoder"])
+
+
+def test_a_single_file_of_the_original_code(sources: dict[str, Path], tmp_path: Path) -> None:
+    """The names of the tiny UNet's attentions as the original code has them, in a file with something else beside."""
+    from diffadapt.combine.checkpoints import ORIGINAL
+    from diffadapt.families import family_named
+
+    family = family_named("sd1")
+    assert family is not None
+    names = family.components["unet"]
+    state = tiny.unet().state_dict()
+    renamed: dict[str, torch.Tensor] = {"first_stage_model.x.weight": torch.ones(2)}
+    for key, tensor in state.items():
+        module, _, role = key.rpartition(".")
+        renamed[f"{ORIGINAL}{names.native_name(module) or module}.{role}"] = tensor.clone()
+    save_file(renamed, tmp_path / "model.safetensors")
+    adapter = diffadapt.read_adapter(sources["lora"], pipeline=tiny.sd())
+
+    merge_files(
+        tmp_path / "model.safetensors", [(replace(adapter, candidates=("sd1",)), 1.0)], tmp_path / "out.safetensors"
+    )
+    seen, wanted = load_file(tmp_path / "out.safetensors"), in_memory({sources["lora"]: 1.0})["unet"]
+    assert torch.equal(seen.pop("first_stage_model.x.weight"), torch.ones(2))
+    for key, tensor in wanted.items():
+        module, _, role = key.rpartition(".")
+        assert torch.allclose(seen[f"{ORIGINAL}{names.native_name(module) or module}.{role}"], tensor, atol=1e-6), key
+
+
+@pytest.mark.parametrize("case", ["another model", "no text encoder", "there already"])
+def test_what_does_not_fit_writes_nothing(case: str, sources: dict[str, Path], tmp_path: Path) -> None:
+    state = tiny.unet().state_dict()
+    if case == "another model":
+        state = {key: tensor for key, tensor in state.items() if "mid_block" not in key}
+    save_file(state, tmp_path / "unet.safetensors")
+    source = sources["plain"] if case == "no text encoder" else sources["lora"]
+    out = tmp_path / ("unet.safetensors" if case == "there already" else "out.safetensors")
+    before = out.read_bytes() if out.exists() else None
+    with pytest.raises(ConvertError):
+        merge_files(tmp_path / "unet.safetensors", [(diffadapt.read_adapter(source), 1.0)], out)
+    assert (out.read_bytes() if out.exists() else None) == before
+
+
+def test_the_commands(sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is merged in is extracted again."""
+    base, out = tmp_path / "unet.safetensors", tmp_path / "out.safetensors"
+    save_file(tiny.unet().state_dict(), base)
+    arguments: list[Any] = ["merge", base, f"{sources['plain']}:0.5", "--only", "unet", "-o", out]
+    assert main([str(one) for one in arguments]) == 0
+    assert "parameters of 1 files changed" in capsys.readouterr().out
+    made = tmp_path / "again.safetensors"
+    assert main(["extract", str(out), str(base), "-o", str(made), "--rank", "4", "--dtype", "fp32"]) == 0
+    before, after = diffadapt.read_adapter(sources["plain"]), diffadapt.read_adapter(made)
+    unet = {key: delta for key, delta in before.targets.items() if key.component == "unet"}
+    assert set(after.targets) == set(unet)
+    for key, delta in unet.items():
+        shape = delta.shape_alone
+        assert shape is not None
+        one, two = (d.weight_delta(torch.zeros(shape)) for d in (delta, after.targets[key]))
+        # The weights were rounded to float32 in between.
+        assert (0.5 * one - two).norm() <= 1e-4 * one.norm()
+    assert main(["merge", str(base), str(sources["lora"]), "-o", str(out)]) == 1
+    assert "there already" in capsys.readouterr().err
