@@ -93,7 +93,7 @@ def convert_files(
     """
     names = [sources] if isinstance(sources, str) else list(sources)
     try:
-        plan = Plan(to=to, **options)  # type: ignore[arg-type]
+        plan = Plan(to=to, **options)
     except TypeError as error:
         raise ConvertError(f"{error}; see diffadapt.converters.plan.Plan.") from error
     return list(Batch(names, Path(out), plan).run())

@@ -89,7 +89,7 @@ def run(chosen: argparse.Namespace) -> int:
     )
     if stop.is_set():
         print("Stopped. The same command goes on where this one was.", file=sys.stderr)
-        return INTERRUPTED
+        return int(INTERRUPTED)
     bad = counts[FAILED]
     return int({"any": bad > 0, "all": bad == total, "none": False}[chosen.fail_on])
 

@@ -43,7 +43,7 @@ def run(chosen: argparse.Namespace) -> int:
             done = sum(1 for _ in tqdm(rows, chosen.command, unit="file", disable=None, leave=False))
             if stop.is_set():
                 print(f"Stopped after {done} files; with an index kept, the same command goes on.", file=sys.stderr)
-                return INTERRUPTED
+                return int(INTERRUPTED)
             return COMMANDS[chosen.command](database, chosen)
     except DiffAdaptError as error:
         print(f"diffadapt {chosen.command}: {error}", file=sys.stderr)

@@ -70,7 +70,7 @@ class Record:
     @property
     def file(self) -> Path:
         """The file of weights that was written."""
-        return Job(self.source, self.out).file
+        return Path(Job(self.source, self.out).file)
 
 
 def convert(job: Job, plan: Plan, *, known: Record | None = None, overwrite: bool = False) -> Record:
@@ -158,7 +158,8 @@ def _verified(job: Job, plan: Plan, shaped: Adapter) -> float:
     again = read_adapter(job.file)
     if lost := [key for key in shaped.targets if key not in again.targets]:
         raise ConvertError(f"{job.file.name}: {lost[0].module} is not found again. Please report this file.")
-    error = max(largest_error(shaped.targets, again.targets), largest_error(shaped.foreign, again.foreign))
+    kinds = ((shaped.targets, again.targets), (shaped.foreign, again.foreign))
+    error: float = max(largest_error(before, after) for before, after in kinds)
     if error > _EXACT[plan.dtype]:
         raise ConvertError(
             f"{job.file.name}: differs by {error:.2g} from the source when read again; {plan.dtype or 'it'} cannot "

@@ -156,8 +156,10 @@ class GateMix:
             columns = []
             for entry in slot.entries:
                 gate = held.get(entry, 0.0)
-                fixed = not isinstance(gate, tuple)
-                columns.append(now.new_full((len(now),), gate) if fixed else now[:, gate[0], gate[1]] * scale)
+                if isinstance(gate, tuple):
+                    columns.append(now[:, gate[0], gate[1]] * scale)
+                else:
+                    columns.append(now.new_full((len(now),), gate))
             return torch.stack(columns, 1)
 
         return strengths

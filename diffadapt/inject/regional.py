@@ -67,7 +67,7 @@ def as_mask(name: str, region: Any) -> Tensor:
         region = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width) / 255
     if not isinstance(region, Tensor):
         region = torch.as_tensor(region)
-    mask = region.detach().float()
+    mask: Tensor = region.detach().float()
     if mask.dim() != 2 or not mask.numel() or not ((mask >= 0) & (mask <= 1)).all():
         seen = f"{tuple(mask.shape)} from {mask.min().item():g} to {mask.max().item():g}" if mask.numel() else "nothing"
         raise StackError(f"The region of {name!r} is {seen}; expected (height, width) of numbers in [0, 1], or a box.")
@@ -142,10 +142,10 @@ def grid(tokens: int, call: Mapping[str, Any], aspect: float) -> tuple[int, int,
         own = first[first[:, 0] == first[0, 0]]  # pictures to look at have another number in front
         found = (1, int(own[:, 1].max() - own[:, 1].min()) + 1, int(own[:, 2].max() - own[:, 2].min()) + 1)
     elif shapes:
-        one = shapes[0]
-        found = tuple(int(size) for size in (one[0] if isinstance(one, list) else one))
+        frames, height, width = shapes[0][0] if isinstance(shapes[0], list) else shapes[0]
+        found = (int(frames), int(height), int(width))
     elif all(isinstance(size, int) for size in sizes):
-        found = (sizes[0], sizes[1], sizes[2])  # type: ignore[assignment]
+        found = (int(sizes[0] or 0), int(sizes[1] or 0), int(sizes[2] or 0))
     else:
         pairs = [(h, tokens // h) for h in range(1, isqrt(tokens) + 1) if tokens % h == 0]
         both = pairs + [(w, h) for h, w in pairs]
@@ -156,6 +156,6 @@ def grid(tokens: int, call: Mapping[str, Any], aspect: float) -> tuple[int, int,
                 f"The denoiser's {tokens} tokens cannot be laid out like the masks, whose width is {aspect:.2f} of "
                 f"their height; give masks with the picture's proportions."
             )
-    if len(found) != 3 or found[0] * found[1] * found[2] > tokens:
+    if found[0] * found[1] * found[2] > tokens:
         raise StackError(f"The denoiser's {tokens} tokens are said to be {found}, frames, rows and columns.")
     return found

@@ -83,7 +83,7 @@ def data_of(tensor: torch.Tensor) -> memoryview:
     if not tensor.numel():
         return memoryview(b"")
     dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-    return memoryview(dense.view(-1).view(torch.uint8).numpy())
+    return dense.view(-1).view(torch.uint8).numpy().data
 
 
 def _copy(file: BinaryIO, ordered: Mapping[str, torch.Tensor], copied: Copied) -> Iterator[torch.Tensor]:
