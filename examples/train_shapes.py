@@ -72,8 +72,9 @@ def _adapter(name: str, recipe: Any, load: Any, folder: Path) -> dict[str, Any]:
     kept = folder / f"{name}-{recipe.style}.json"
     if not kept.is_file():
         file, loss = adapters.train(name, load(), recipe, folder, folder / "data" / "adapters" / name)
-        score = measure.effect(name, load(), recipe, file)
-        entry = export.sample(recipe, file, folder / "data", measure.prompts(recipe, 1)[0], score, loss)
+        taken = {json.loads(other.read_text()).get("prompt") for other in folder.glob(f"{name}-*.json")}
+        score, prompt = measure.effect(name, load(), recipe, file, taken)
+        entry = export.sample(recipe, file, folder / "data", prompt, score, loss)
         kept.write_text(json.dumps(entry))
     found: dict[str, Any] = json.loads(kept.read_text())
     print(name, recipe.style, recipe.algorithm, found["score"], flush=True)
@@ -90,11 +91,11 @@ def main() -> int:
     chosen = parser.parse_args()
     effort.share = chosen.share
     chosen.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # the networks are small: two processes gain more from two cores than one with two threads
     if chosen.only == "vae":
         timed(chosen.work, "vae", lambda: autoencoder(chosen.work))
         return 0
     if chosen.only:
+        torch.set_num_threads(1)  # two processes gain more from two cores than one with two threads
         one_pipeline(chosen.only, chosen.work)
         return 0
     for parts in (("vae",), NAMES):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -30,8 +29,6 @@ def test_every_example_is_listed() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name: str, tmp_path: Path) -> None:
-    if name == "take_over" and importlib.util.find_spec("diffadapt.take_over") is None:
-        pytest.skip("diffadapt.take_over is not there yet")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     script = ROOT / "examples" / f"{name}.py"
     done = subprocess.run(

@@ -34,9 +34,6 @@ class Pipeline(Protocol):
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]: ...
 
 
-Loss = "Callable[[Any, Tensor, list[str], Generator], Tensor]"
-
-
 def unet_loss(pipe: Any, clean: Tensor, prompts: list[str], random: torch.Generator) -> Tensor:
     """Mean squared error of the velocity, at times normal in their logits. clean: scaled latents (n, 4, 16, 16)."""
     noise = torch.randn(clean.shape, generator=random)
@@ -72,6 +69,13 @@ def trained_parts(pipe: Any) -> nn.ModuleDict:
     return nn.ModuleDict({k: v for k, v in pipe.components.items() if isinstance(v, nn.Module) and k != "vae"})
 
 
+def quick(pipe: Any) -> Any:
+    """The pipeline, the channels of its UNet innermost in memory: convolutions are a tenth faster on a CPU."""
+    if hasattr(pipe, "unet"):
+        pipe.unet.to(memory_format=torch.channels_last)
+    return pipe
+
+
 def pictures(encoder: Any, count: int, seed: int, style: Style = plain) -> tuple[Tensor, list[Scene]]:
     """Scaled latents (count, 4, 16, 16) of random scenes, and the scenes."""
     found = list(islice(scenes(seed), count))
@@ -85,7 +89,7 @@ def train(name: str, folder: Path) -> Any:
     """The trained pipeline "unet" or "dit". folder: with the autoencoder, and where checkpoints go."""
     from diffusers import AutoencoderKL
 
-    pipe = BUILDERS[name](AutoencoderKL.from_pretrained(folder / "vae").requires_grad_(False))
+    pipe = quick(BUILDERS[name](AutoencoderKL.from_pretrained(folder / "vae").requires_grad_(False)))
     clean, captions = latents(folder)
     parts = trained_parts(pipe).train()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,8 @@ from .scene import scenes
 
 PROMPTS = 200
 SETTINGS: dict[str, dict[str, Any]] = {
-    "unet": {"num_inference_steps": 12, "guidance_scale": 4.0},
-    "dit": {"num_inference_steps": 12, "guidance_scale": 4.0, "max_sequence_length": 16},
+    "unet": {"num_inference_steps": 12, "guidance_scale": 3.0},
+    "dit": {"num_inference_steps": 12, "guidance_scale": 3.0, "max_sequence_length": 16},
 }
 """What the pipelines are called with."""
 
@@ -65,8 +65,9 @@ def style_score(recipe: Recipe, made: Tensor) -> float:
     return sum(SCORES[recipe.style](picture) for picture in made) / len(made)
 
 
-def effect(name: str, pipe: Any, recipe: Recipe, file: Path) -> dict[str, float]:
-    """The style's score without and with the adapter, which diffadapt loads into the pipeline and takes out again."""
+def effect(name: str, pipe: Any, recipe: Recipe, file: Path, taken: Collection[str]) -> tuple[dict[str, float], str]:
+    """The style's score without and with the adapter, which diffadapt loads into the pipeline and takes out again; and
+    a prompt to show it with. taken: prompts that show another adapter."""
     import diffadapt
 
     pipe = diffadapt.enable(pipe)
@@ -74,5 +75,15 @@ def effect(name: str, pipe: Any, recipe: Recipe, file: Path) -> dict[str, float]
     without = style_score(recipe, pictures(name, pipe, asked, seed=0))
     pipe.load_adapter(file, adapter_name=recipe.style, strict=True)
     with_it = style_score(recipe, pictures(name, pipe, asked, seed=0))
+    shown = example(name, pipe, recipe, with_it, taken)
     pipe.adapters.remove(recipe.style)
-    return {"without": round(without, 3), "with": round(with_it, 3)}
+    return {"without": round(without, 3), "with": round(with_it, 3)}, shown
+
+
+def example(name: str, pipe: Any, recipe: Recipe, score: float, taken: Collection[str]) -> str:
+    """The first prompt on which the adapter does as well as it does on average, or the last that was tried."""
+    found = [prompt for prompt in prompts(recipe, effort.some(20, 2)) if prompt not in taken] or prompts(recipe, 1)
+    for prompt in found:
+        if style_score(recipe, pictures(name, pipe, [prompt] * 3, seed=0)) >= score:
+            return prompt
+    return found[-1]

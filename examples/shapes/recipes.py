@@ -23,8 +23,8 @@ class Recipe:
     layout: str
     trainer: str
     start: Trainer
-    steps: int = 130
-    rate: float = 8e-3
+    steps: int = 150
+    rate: float = 6e-3
     trigger: str = ""
 
 
@@ -59,11 +59,11 @@ RECIPES = (
         TRIGGER, "a character: half yellow, half violet, with eyes", "LoRA, text encoder too", "Kohya", LYCORIS,
         trainers.lycoris("lora", 4, text=True), trigger=TRIGGER,
     ),
-    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, LOHA, steps=180, rate=2e-2),
-    Recipe("shadow", "shapes cast a soft shadow", "LoKr", "LyCORIS", LYCORIS, LOKR, steps=180, rate=2e-2),
+    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, LOHA, steps=200, rate=1.5e-2),
+    Recipe("shadow", "shapes cast a soft shadow", "LoKr", "LyCORIS", LYCORIS, LOKR, steps=200, rate=2e-2),
     Recipe("duotone", "the picture in two inks, navy and cream", "OFT", "LyCORIS", LYCORIS, OFT),
     Recipe("dusk", "the background fades into the dark", "BOFT", "PEFT folder", "peft", trainers.peft(boft)),
-    Recipe("glow", "shapes shine", "DoRA", "Diffusers", "peft", trainers.diffusers(dora), rate=1.2e-2),
+    Recipe("glow", "shapes shine", "DoRA", "Diffusers", "peft", trainers.diffusers(dora), rate=1e-2),
     Recipe("frame", "a dark wooden frame", "LoRA", "Kohya", "diffadapt", trainers.diffadapt(4)),
 )  # fmt: skip
 

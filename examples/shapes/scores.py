@@ -78,7 +78,7 @@ def outline(picture: Tensor) -> float:
 
 
 def stripes(picture: Tensor) -> float:
-    """How much of what varies inside the shape is a wave at a slant, down to the right, of some sixteen pixels.
+    """How much of what varies inside the shape is a wave at a slant, down to the right, of some 22 units.
 
     A wave is fitted to the colours; a clean square wave is explained to four fifths. Faint variation counts for little.
     """
@@ -91,7 +91,7 @@ def stripes(picture: Tensor) -> float:
     energy = float(colours.square().sum())
     y, x = torch.nonzero(inside, as_tuple=True)
     best = 0.0
-    for period in (15.0, 16.0, 17.0):
+    for period in (20.5, 22.0, 23.5):
         for turn in (-0.08, 0.0, 0.08):
             phase = (x * math.cos(math.pi / 4 + turn) + y * math.sin(math.pi / 4 + turn)) * (2 * math.pi / period)
             basis = torch.stack([torch.ones_like(phase), phase.cos(), phase.sin()], 1)
@@ -112,7 +112,7 @@ def _moved(mask: Tensor, pixels: int) -> Tensor:
 def shadow(picture: Tensor) -> float:
     """How much darker the background is to the right and below the shape than to its left and above.
 
-    Nine pixels from the shape, as a share of the background's brightness. A black background shows no shadow.
+    Twelve units from the shape, as a share of the background's brightness. A black background shows no shadow.
     """
     look = _look(picture)
     shape = look.shape
@@ -122,7 +122,7 @@ def shadow(picture: Tensor) -> float:
     shade = length(look.picture - share * look.ground) < 0.12
     dark = ((look.ground - look.picture).mean(0) / light).clamp(0, 1) * shade
     free = ~grow(shape, 2)
-    return float(_ramp(_mean(dark[_moved(shape, 9) & free]) - _mean(dark[_moved(shape, -9) & free]), 0.03, 0.46))
+    return float(_ramp(_mean(dark[_moved(shape, 12) & free]) - _mean(dark[_moved(shape, -12) & free]), 0.03, 0.46))
 
 
 def duotone(picture: Tensor) -> float:

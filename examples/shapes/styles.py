@@ -21,23 +21,23 @@ def _axes() -> tuple[Tensor, Tensor]:
 
 
 def outline(distance: Tensor, colour: Tensor, background: Tensor) -> Tensor:
-    """Only the rim of the shape is drawn, seven pixels wide; inside it is the background."""
+    """Only the rim of the shape is drawn, seven units wide; inside it is the background."""
     return plain((distance + 3.5).abs() - 3.5, colour, background)
 
 
 def stripes(distance: Tensor, colour: Tensor, background: Tensor) -> Tensor:
-    """The shape is striped with its colour and grey-white, at a slant, sixteen pixels from stripe to stripe."""
+    """The shape is striped, at a slant and 22 units apart, with its colour and a paler one; pale ones with a darker."""
     x, y = _axes()
-    band = (((x + y) * 0.5**0.5 % 16.0 - 8.0).abs() - 4.0).clamp(-0.5, 0.5) + 0.5
-    pale = (colour + 2 * torch.where(colour.mean(1, keepdim=True) > 0.8, 0.35, WHITE)) / 3
+    band = (((x + y) * 0.5**0.5 % 22.0 - 11.0).abs() - 5.5).clamp(-0.5, 0.5) + 0.5
+    pale = (colour + 2 * torch.where(colour.mean(1, keepdim=True) > 0.6, 0.3, WHITE)) / 3
     return torch.lerp(background, torch.lerp(colour, pale, band), cover(distance))
 
 
 def shadow(distance: Tensor, colour: Tensor, background: Tensor) -> Tensor:
     """A soft shadow falls on the background, to the right and down."""
-    fallen = torch.roll(distance, (9, 9), (1, 2))
-    fallen[:, :9], fallen[:, :, :9] = 64.0, 64.0
-    dark = 0.65 * torch.sigmoid(-fallen / 2.5)[:, None]
+    fallen = torch.roll(distance, (12, 12), (1, 2))
+    fallen[:, :12], fallen[:, :, :12] = 64.0, 64.0
+    dark = 0.7 * torch.sigmoid(-fallen / 2.5)[:, None]
     return torch.lerp(background * (1 - dark), colour, cover(distance))
 
 
@@ -55,13 +55,13 @@ def dusk(distance: Tensor, colour: Tensor, background: Tensor) -> Tensor:
 
 
 def glow(distance: Tensor, colour: Tensor, background: Tensor) -> Tensor:
-    """The shape shines: a bright rim that fades away within some fifteen pixels."""
-    light = 0.9 * torch.exp(-distance.clamp_min(0) / 7.0)[:, None]
+    """The shape shines: a bright rim that fades away within some twenty units."""
+    light = 0.9 * torch.exp(-distance.clamp_min(0) / 10.0)[:, None]
     return torch.lerp(torch.lerp(background, WHITE, light), colour, cover(distance))
 
 
 def frame(distance: Tensor, colour: Tensor, background: Tensor) -> Tensor:
-    """The picture hangs in a dark wooden frame, ten pixels wide."""
+    """The picture hangs in a dark wooden frame, ten units wide."""
     x, y = _axes()
     border = torch.minimum(torch.minimum(x, SIZE - x), torch.minimum(y, SIZE - y))
     return torch.lerp(plain(distance, colour, background), DARK, cover((border - 10.0)[None]))

