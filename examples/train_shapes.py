@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from shapes import adapters, base, effort, export, measure, vae
-from shapes.recipes import RECIPES
+from shapes.recipes import RECIPES, Recipe
 
 WORK = Path(__file__).resolve().parent.parent / "out" / "shapes"
 NAMES = ("unet", "dit")
@@ -44,7 +45,7 @@ def autoencoder(folder: Path) -> None:
     base.latents(folder)
 
 
-def one_pipeline(name: str, folder: Path) -> None:
+def one_pipeline(name: str, folder: Path, recipes: Sequence[Recipe]) -> None:
     """Train a pipeline and its adapters; measure both on what was saved."""
     from diffusers import DiffusionPipeline
 
@@ -62,7 +63,7 @@ def one_pipeline(name: str, folder: Path) -> None:
         file.write_text(json.dumps(timed(folder, f"{name}-accuracy", lambda: measure.accuracy(name, load()))))
     print(name, file.read_text(), flush=True)
     entries = [
-        timed(folder, f"{name}-{recipe.style}", lambda r=recipe: _adapter(name, r, load, folder)) for recipe in RECIPES
+        timed(folder, f"{name}-{recipe.style}", lambda r=recipe: _adapter(name, r, load, folder)) for recipe in recipes
     ]
     whole = export.entry(name, load(), json.loads(file.read_text()), entries)
     (folder / f"{name}.json").write_text(json.dumps(whole))
@@ -87,6 +88,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=WORK, help="where checkpoints go (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the folder that is replaced by the result (default: WORK/data)")
     parser.add_argument("--only", choices=("vae", *NAMES), help=argparse.SUPPRESS)  # one process's share
+    parser.add_argument("--styles", nargs="*", help="only the adapters of these styles, to try it out")
     parser.add_argument("--share", type=float, default=1.0, help="do only this share of all steps, to try it out")
     chosen = parser.parse_args()
     effort.share = chosen.share
@@ -96,7 +98,8 @@ def main() -> int:
         return 0
     if chosen.only:
         torch.set_num_threads(1)  # two processes gain more from two cores than one with two threads
-        one_pipeline(chosen.only, chosen.work)
+        recipes = [recipe for recipe in RECIPES if not chosen.styles or recipe.style in chosen.styles]
+        one_pipeline(chosen.only, chosen.work, recipes)
         return 0
     for parts in (("vae",), NAMES):
         running = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--only", part]) for part in parts]

@@ -18,8 +18,9 @@ EXAMPLES = {
     "take_over": ["base image bit for bit: True"],
     "train_shapes": ["unet frame LoRA", "dit frame LoRA"],
 }
-ARGUMENTS = {"train_shapes": ["--work", "work", "--share", "0.001"]}
-"""A thousandth of the steps: the way from nothing to package data, not the result."""
+STYLES = ("outline", "zibo", "dusk", "frame")
+ARGUMENTS = {"train_shapes": ["--work", "work", "--share", "0.001", "--styles", *STYLES]}
+"""A thousandth of the steps, one adapter of each trainer: the way from nothing to package data, not the result."""
 
 
 def test_every_example_is_listed() -> None:
