@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffadapt.converters.jobs import Job
-from diffadapt.converters.plan import Plan
-from diffadapt.converters.work import DONE, Record, convert
 from safetensors.torch import load_file, save_file
 
 from benchmarks import sdxl
 from benchmarks.timing import alternate, median, peak_growth, ratio, seconds
+from diffadapt.converters.jobs import Job
+from diffadapt.converters.plan import Plan
+from diffadapt.converters.work import DONE, Record, convert
 
 ROUNDS = 5
 

@@ -13,7 +13,6 @@ from diffadapt.converters.jobs import SUFFIX, Job, jobs, shard
 from diffadapt.converters.journal import Journal
 from diffadapt.converters.plan import Plan
 from diffadapt.converters.work import KEPT, Record, failed
-
 from diffadapt.errors import ConvertError
 from diffadapt.io.safetensors_writer import PART
 
@@ -62,7 +61,7 @@ class Batch:
                 if record is None:
                     left.append(job)
                 else:
-                    yield _kept(record)
+                    yield replace(record, status=KEPT, seconds=0.0)
             self._sweep(left)
             known: Mapping[str, Record] = dict(journal.records)
             for record in engine(left, self.plan, known=known, overwrite=overwrite, workers=workers, stop=stop):
@@ -76,10 +75,6 @@ class Batch:
             for path in folder.glob(f".*{PART}"):
                 if any(path.name.startswith(name) for name in names):
                     path.unlink(missing_ok=True)
-
-
-def _kept(record: Record) -> Record:
-    return replace(record, status=KEPT, seconds=0.0)
 
 
 def convert_files(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from diffadapt.converters.plan import DTYPES, Plan
 from torch import Tensor
 
 from diffadapt.adapter import Adapter
+from diffadapt.converters.plan import DTYPES, Plan
 from diffadapt.dialects.peft_config import METADATA_KEY
 from diffadapt.errors import ConvertError
 from diffadapt.io.finite import has_nonfinite

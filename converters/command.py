@@ -6,14 +6,15 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
+
+from tqdm import tqdm
 
 from diffadapt.converters.batch import Batch
 from diffadapt.converters.interrupt import INTERRUPTED, first_interrupt
 from diffadapt.converters.plan import DTYPES, PARTS, Plan
 from diffadapt.converters.work import FAILED, Record
-from tqdm import tqdm
-
 from diffadapt.dialects import DIALECTS
 from diffadapt.errors import DiffAdaptError
 
@@ -67,10 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Run the command. Returns 0, or 1 by `--fail-on`, 2 for options that do not go together, 130 after Ctrl-C."""
     try:
-        plan = Plan(
-            chosen.to, chosen.dtype, chosen.algorithm, chosen.rank, chosen.ratio, chosen.share, chosen.cumulative,
-            chosen.only, chosen.strip, tuple(chosen.keep), chosen.strict, chosen.verify, chosen.check,
-        )  # fmt: skip
+        given = {field.name: getattr(chosen, field.name) for field in fields(Plan)}
+        plan = Plan(**given | {"keep": tuple(chosen.keep)})
         batch = Batch(chosen.sources, chosen.out, plan, part=chosen.shard, report=chosen.report)
     except DiffAdaptError as error:
         print(f"diffadapt convert: {error}", file=sys.stderr)
@@ -91,7 +90,7 @@ def run(chosen: argparse.Namespace) -> int:
         print("Stopped. The same command goes on where this one was.", file=sys.stderr)
         return int(INTERRUPTED)
     bad = counts[FAILED]
-    return int({"any": bad > 0, "all": bad == total, "none": False}[chosen.fail_on])
+    return int({"any": bad > 0, "all": 0 < bad == total, "none": False}[chosen.fail_on])
 
 
 def _show(record: Record, as_json: bool) -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from diffadapt.converters.workers import Died, each
-
 from diffadapt.errors import DiffAdaptError, NonFiniteError, SourceError
 from diffadapt.explain.sources import Kind, find
 from diffadapt.fingerprint import fingerprint
+from diffadapt.io.source import read_checkpoint
 from diffadapt.reading import read_adapter
 
 VERSION = 1
@@ -100,11 +100,12 @@ def look(path: Path) -> Row:
 
 
 def _row(path: Path) -> Row:
-    adapter = read_adapter(path, check_finite=False)
+    checkpoint = read_checkpoint(path)
+    adapter = read_adapter(checkpoint, check_finite=False)
     found = adapter.explain(norms=True, hashes=True)
     problems = [problem.message for problem in found.problems]
     try:
-        read_adapter(path)
+        checkpoint.check_finite()
     except NonFiniteError as error:
         problems.append(str(error))
     raw = adapter.metadata.raw

@@ -8,10 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import diffadapt
 from diffadapt.converters.jobs import Job
 from diffadapt.converters.plan import Plan
 from diffadapt.converters.work import DONE, FAILED, KEPT, Record
-
 from diffadapt.io.safetensors_writer import write_whole
 
 _FIELDS = {field.name for field in fields(Record)}
@@ -46,7 +46,7 @@ class Journal:
         record = self.records.get(job.source)
         if record is None or record.status == FAILED or (record.out, record.plan) != (job.out, plan.key):
             return None
-        if record.version != Record("", "", DONE, "").version:
+        if record.version != diffadapt.__version__:
             return None
         try:
             now, made = Path(job.source).stat(), job.file.stat()

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from diffadapt.converters.index import BROKEN, OK, PROBLEM, duplicates, health, open_index, update
-from diffadapt.converters.interrupt import INTERRUPTED, first_interrupt
 from tqdm import tqdm
 
+from diffadapt.converters.index import BROKEN, OK, PROBLEM, duplicates, health, open_index, update
+from diffadapt.converters.interrupt import INTERRUPTED, first_interrupt
 from diffadapt.errors import DiffAdaptError
 
 INDEX = "diffadapt-index.sqlite"

@@ -6,10 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from diffadapt.adapter import Adapter
 from diffadapt.converters.change import only
 from diffadapt.converters.plan import DTYPES, PARTS
-
-from diffadapt.adapter import Adapter
 from diffadapt.errors import DiffAdaptError
 from diffadapt.reading import read_adapter
 

@@ -44,11 +44,14 @@ class Piece(NamedTuple):
 
 @dataclass
 class Merged:
-    """What was merged. changed: parameters; used: the targets whose deltas took effect, by adapter."""
+    """What was merged. changed: parameters; used: the targets whose weights were met; biased: whose biases were;
+    wants_bias: whose deltas change one."""
 
     files: list[Path] = field(default_factory=list)
     changed: int = 0
     used: set[TargetKey] = field(default_factory=set)
+    biased: set[TargetKey] = field(default_factory=set)
+    wants_bias: set[TargetKey] = field(default_factory=set)
 
 
 def merge_files(
@@ -66,12 +69,15 @@ def merge_files(
     job = _Merge(adapters)
     weights = component_files(source, None)
     job.check({component for component, _ in weights})
-    if source.is_dir():
-        job.copy_rest(source, target, [file for _, file in weights])
-    for component, file in weights:
-        place = target / file.relative_to(source) if source.is_dir() else target
-        job.file(file, component, place)
-    job.finish(target)
+    try:
+        if source.is_dir():
+            job.copy_rest(source, target, [file for _, file in weights])
+        for component, file in weights:
+            job.file(file, component, target / file.relative_to(source) if source.is_dir() else target)
+        job.finish()
+    except BaseException:  # also Ctrl-C: half a model must not look like one
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        raise
     return job.done
 
 
@@ -147,7 +153,9 @@ class _Merge:
                     continue
                 weight = all_of.get(f"{module}.weight", tensor)
                 change = _change(delta, role, _rows(tensor, piece), _rows(weight, piece))
-                self.done.used.add(piece.target)
+                (self.done.used if role == "weight" else self.done.biased).add(piece.target)
+                if role == "weight" and _change(delta, "bias", tensor.new_zeros(len(tensor)), weight) is not None:
+                    self.done.wants_bias.add(piece.target)
                 if change is None:
                     continue
                 total = tensor.float() if total is None else total
@@ -178,15 +186,15 @@ class _Merge:
         for target, start, stop in zip(route.modules, [0, *stops], stops, strict=False):
             yield Piece(TargetKey(denoiser, target), start * unit, stop * unit)
 
-    def finish(self, target: Path) -> None:
-        """Raise ConvertError, and take the result away, where something was not merged."""
+    def finish(self) -> None:
+        """Raise ConvertError where something was not merged."""
         for adapter, weight in self.adapters:
-            lost = [key for key in adapter.targets if key not in self.done.used] if weight else []
+            met = self.done.used - (self.done.wants_bias - self.done.biased)
+            lost = [key for key in adapter.targets if key not in met] if weight else []
             if lost:
-                shutil.rmtree(target) if target.is_dir() else target.unlink()
                 raise ConvertError(
-                    f"{adapter.source}: {len(lost)} modules are not in the base, {lost[0].component} "
-                    f"{lost[0].module} the first. The adapter is for another model; nothing was written."
+                    f"{adapter.source}: {len(lost)} modules are not in the base, or lack the bias that is changed, "
+                    f"{lost[0].component} {lost[0].module} the first. It is for another model; nothing was written."
                 )
 
 

@@ -60,11 +60,6 @@ class Plan:
             self.rank is not None and self.algorithm is None
         )
 
-    @property
-    def renames_only(self) -> bool:
-        """Whether the tensors stay what they are, so that their bytes need only be copied."""
-        return self.dtype is None and self.algorithm is None and not self.resizes
-
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults, for JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffadapt.converters.plan import Plan
 
 import diffadapt
+from diffadapt.converters.plan import Plan
 from diffadapt.errors import SourceError
 from diffadapt.fingerprint import scale_of
 from diffadapt.io.safetensors import read_header

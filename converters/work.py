@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import diffadapt
+from diffadapt.adapter import Adapter
 from diffadapt.converters.change import cast, changed
 from diffadapt.converters.jobs import SUFFIX, Job
 from diffadapt.converters.plan import Plan
 from diffadapt.converters.provenance import is_made_by, largest_error, signed
-
-import diffadapt
-from diffadapt.adapter import Adapter
 from diffadapt.errors import ConvertError, DialectError, DiffAdaptError, SourceError
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.mapped import MappedTensors
@@ -38,7 +37,7 @@ for fp16, 2e-3 for bf16): more means that it cannot hold the numbers."""
 class Record:
     """What became of one file: a line of the report.
 
-    size, modified: the source's, in bytes and in nanoseconds. changes: keys of the source -> why they are not in the
+    size, modified: the source's, in bytes and in nanoseconds. left_out: keys of the source -> why they are not in the
     result. losses: the largest relative Frobenius error of any layer that smaller ranks cost. error: that of the
     tensors when read again, where that was asked for.
     """
@@ -119,7 +118,11 @@ def _convert(job: Job, plan: Plan, known: Record | None, overwrite: bool) -> Rec
         return found
     job.file.parent.mkdir(parents=True, exist_ok=True)
     _write(signed(made, raw.metadata, sha256, plan), Path(job.out), raw, source)
-    error = _verified(job, plan, shaped) if plan.verify else None
+    try:
+        error = _verified(job, plan, shaped) if plan.verify else None
+    except DiffAdaptError:
+        job.file.unlink()  # what is wrong must not be taken for done by the next run
+        raise
     return replace(record, bytes=job.file.stat().st_size, error=error)
 
 

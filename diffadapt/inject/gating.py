@@ -15,7 +15,7 @@ from diffadapt.inject.following import moments_of
 from diffadapt.inject.locate import Component
 from diffadapt.inject.mixed_rows import BatchLayout, RowsSlot
 from diffadapt.inject.pack import Pack, Part
-from diffadapt.inject.placement import LINEAR, Loaded, Placement
+from diffadapt.inject.placement import LINEAR, Hidden, Loaded, Placement
 from diffadapt.inject.slot import Entry, Slot
 
 if TYPE_CHECKING:
@@ -60,13 +60,16 @@ class GatedRows:
 
     def fold(self, x: Tensor) -> Tensor | None:
         """What the module is to see in place of x, or None for x itself."""
+        pack = self.slot.ensure(x.device, x.dtype)
+        if not pack.folds:
+            return None
         self.prepare(x.device, x.dtype)
-        pack = self.inner.pack
-        return self.inner.fold(self.layout.whole(x), pack) if pack is not None and pack.folds else None
+        return self.inner.fold(self.layout.whole(x), pack)
 
     def effect(self, x: Tensor, output: Tensor, forward: Callable[[Tensor], Tensor], folded: bool) -> Tensor:
         """`Slot.effect` with the gates' strengths."""
-        self.prepare(x.device, x.dtype if x.is_floating_point() else output.dtype)
+        if not folded:  # else `fold` has just prepared it
+            self.prepare(x.device, x.dtype if x.is_floating_point() else output.dtype)
         return self.inner.plain_effect(self.layout.whole(x), self.layout.whole(output), forward, folded)
 
 
@@ -119,13 +122,7 @@ class GateMix:
 
         return before
 
-    def put(
-        self,
-        loaded: Iterable[Loaded],
-        hidden: Callable[[str, TargetKey], bool],
-        slots: Mapping[TargetKey, Slot],
-        scale: float,
-    ) -> None:
+    def put(self, loaded: Iterable[Loaded], hidden: Hidden, slots: Mapping[TargetKey, Slot], scale: float) -> None:
         """Put the gates before the slots. The arguments are those of `LiveSlots.refresh`."""
         held: dict[TargetKey, dict[Entry, tuple[int, int] | float]] = {key: {} for key in slots}
         for adapter in loaded:
@@ -136,9 +133,7 @@ class GateMix:
             strengths = self._strengths(key, slot, held[key], scale)
             slot.rows = GatedRows(slot, self.layouts[key.component], strengths) if gated else None
 
-    def _gate(
-        self, adapter: Loaded, placement: Placement, hidden: Callable[[str, TargetKey], bool], scale: float
-    ) -> tuple[int, int] | float:
+    def _gate(self, adapter: Loaded, placement: Placement, hidden: Hidden, scale: float) -> tuple[int, int] | float:
         """The place in the table, or a number where there is no gate."""
         block = block_of(placement.key)
         if hidden(adapter.name, placement.key) or adapter.name not in self.gates.adapters:

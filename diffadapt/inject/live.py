@@ -14,7 +14,7 @@ from diffadapt.algorithms.layer import Layer
 from diffadapt.inject.fused import FusedProjections
 from diffadapt.inject.locate import Component
 from diffadapt.inject.merging import BaseWeight, MergedWeights
-from diffadapt.inject.placement import Loaded, Placement
+from diffadapt.inject.placement import Hidden, Loaded, Placement
 from diffadapt.inject.progress import DENOISERS, FollowTimestep
 from diffadapt.inject.schedule import START, Moment, Number
 from diffadapt.inject.slot import Slot
@@ -30,13 +30,7 @@ class Mix(Protocol):
 
     def end(self) -> None: ...
 
-    def put(
-        self,
-        loaded: Iterable[Loaded],
-        hidden: Callable[[str, TargetKey], bool],
-        slots: Mapping[TargetKey, Slot],
-        scale: float,
-    ) -> None: ...
+    def put(self, loaded: Iterable[Loaded], hidden: Hidden, slots: Mapping[TargetKey, Slot], scale: float) -> None: ...
 
     def write(self, slots: Mapping[TargetKey, Slot]) -> None: ...
 
@@ -119,7 +113,7 @@ class LiveSlots:
         if key in self.slots:
             self.slots[key].invalidate()
 
-    def refresh(self, loaded: Iterable[Loaded], hidden: Callable[[str, TargetKey], bool]) -> None:
+    def refresh(self, loaded: Iterable[Loaded], hidden: Hidden) -> None:
         """Put the placements' strengths in force. hidden: whether an adapter is out of force at a module, or merged."""
         for adapter in loaded:
             for placement in adapter.placements:

@@ -7,7 +7,7 @@ LoRA layers; the name of no adapter, "__base__", is PEFT's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +21,7 @@ from diffadapt.inject.live import Mix
 from diffadapt.inject.locate import Component
 from diffadapt.inject.mixed_rows import BatchLayout, MixedRows
 from diffadapt.inject.mixing import StackMix
-from diffadapt.inject.placement import LINEAR, Loaded, Placement
+from diffadapt.inject.placement import LINEAR, Hidden, Loaded, Placement
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.schedule import Schedule
 from diffadapt.inject.slot import Entry, Slot
@@ -85,13 +85,7 @@ class BatchMix:
 
     # -- what is in force --------------------------------------------------------------------------------------
 
-    def put(
-        self,
-        loaded: Iterable[Loaded],
-        hidden: Callable[[str, TargetKey], bool],
-        slots: Mapping[TargetKey, Slot],
-        scale: float,
-    ) -> None:
+    def put(self, loaded: Iterable[Loaded], hidden: Hidden, slots: Mapping[TargetKey, Slot], scale: float) -> None:
         """Give every slot the strengths of its prompts. The arguments are those of `LiveSlots.refresh`."""
         held: dict[TargetKey, list[dict[Entry, float]]] = {key: [{} for _ in self.prompts] for key in slots}
         for adapter in loaded:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,10 @@ class Placement:
     def multiplier(self) -> float:
         """What the entry's delta is multiplied by at this strength."""
         return self.value if self.rule == LINEAR else float(self.value != 0.0)
+
+
+Hidden: TypeAlias = "Callable[[str, TargetKey], bool]"
+"""Whether an adapter, by name, is out of force at a module, or merged into its weight."""
 
 
 @dataclass(eq=False)

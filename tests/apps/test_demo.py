@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffadapt.apps import demo, proof, shots
-from diffadapt.apps.sheet import MARGIN, PAD, PICTURE, PITCH, SLOTS, SPACE, WIDTH, Card, Row, font, sheet, wrapped
-from diffadapt.apps.shots import Shot, Wishes
 from PIL import Image
 from torch import nn
 
 from diffadapt import shapes
+from diffadapt.apps import demo, proof, shots
+from diffadapt.apps.sheet import MARGIN, PAD, PICTURE, PITCH, SLOTS, SPACE, WIDTH, Card, Row, font, sheet, wrapped
+from diffadapt.apps.shots import Shot, Wishes
 from diffadapt.command import main
 from diffadapt.shapes import index
 

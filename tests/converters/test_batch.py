@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from diffadapt.command import main
 from diffadapt.converters.batch import Batch, convert_files
 from diffadapt.converters.jobs import Job, jobs, shard
 from diffadapt.converters.local import run
 from diffadapt.converters.plan import Plan
 from diffadapt.converters.work import DONE, FAILED, KEPT, Record, convert
 from diffadapt.converters.workers import Died, Worker
-
-from diffadapt.command import main
 from diffadapt.errors import ConvertError
 from tests.converters import files
 

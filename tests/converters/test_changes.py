@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffadapt.converters.jobs import Job
-from diffadapt.converters.plan import DTYPES, Plan
-from diffadapt.converters.provenance import HISTORY
-from diffadapt.converters.work import DONE, FAILED, Record, convert
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 import diffadapt
+from diffadapt.converters.jobs import Job
+from diffadapt.converters.plan import DTYPES, Plan
+from diffadapt.converters.provenance import HISTORY
+from diffadapt.converters.work import DONE, FAILED, Record, convert
 from diffadapt.errors import ConvertError
 from diffadapt.fingerprint import fingerprint
 from tests import tiny
@@ -57,7 +57,9 @@ def test_a_type_that_cannot_hold_the_numbers_is_refused(source: Path) -> None:
     assert not record.file.exists()
     tiny_ones = {key: tensor.float() * 1e-15 if "up" in key else tensor for key, tensor in tensors.items()}
     save_file(tiny_ones, source)
-    assert made(source, dtype="fp16", verify=True).kind == "ConvertError"
+    record = made(source, dtype="fp16", verify=True)
+    assert record.kind == "ConvertError"
+    assert not record.file.exists()
 
 
 def test_smaller_ranks_say_what_they_cost(source: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import diffadapt
 from diffadapt.converters.jobs import Job
 from diffadapt.converters.plan import Plan
 from diffadapt.converters.work import DONE, convert
-
-import diffadapt
 from tests import tiny
 from tests.converters import files
 

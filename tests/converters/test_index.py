@@ -9,11 +9,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from diffadapt.converters.batch import convert_files
-from diffadapt.converters.index import COLUMNS, duplicates, health, open_index, update
 
 import diffadapt
 from diffadapt.command import main
+from diffadapt.converters.batch import convert_files
+from diffadapt.converters.index import COLUMNS, duplicates, health, open_index, update
 from diffadapt.errors import SourceError
 from diffadapt.fingerprint import fingerprint
 from diffadapt.io.hashes import hash_file

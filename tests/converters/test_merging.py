@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffadapt.converters.merging import NOTE, merge_files
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import diffadapt
 from diffadapt.command import main
+from diffadapt.converters.merging import NOTE, merge_files
 from diffadapt.errors import ConvertError
 from tests import tiny
 from tests.converters import files
@@ -102,6 +102,18 @@ def test_a_single_file_of_the_original_code(sources: dict[str, Path], tmp_path: 
     for key, tensor in wanted.items():
         module, _, role = key.rpartition(".")
         assert torch.allclose(seen[f"{ORIGINAL}{names.native_name(module) or module}.{role}"], tensor, atol=1e-6), key
+
+
+def test_a_bias_that_is_not_there_is_said(tmp_path: Path) -> None:
+    state = tiny.unet().state_dict()
+    save_file(state, tmp_path / "unet.safetensors")
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"  # has none
+    assert f"{name}.bias" not in state
+    rows, columns = state[f"{name}.weight"].shape
+    file = {f"unet.{name}.diff": torch.ones(rows, columns), f"unet.{name}.diff_b": torch.ones(rows)}
+    with pytest.raises(ConvertError, match="lack the bias"):
+        merge_files(tmp_path / "unet.safetensors", [(diffadapt.read_adapter(file), 1.0)], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("case", ["another model", "no text encoder", "there already"])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from diffadapt.converters.jobs import Job
 from diffadapt.converters.plan import Plan
 from diffadapt.converters.work import DONE, FAILED, Record, convert
-from safetensors.torch import load_file, save_file
-
 from tests import tiny
 from tests.converters import files
 from tests.families import models
