@@ -16,7 +16,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 import diffadapt
-from benchmarks.timing import alternate, median, ratio
+from benchmarks.timing import DEVICE, alternate, median, ratio
 
 RANK, ADAPTERS, TOKENS, BATCH = 16, 4, 1024, 2
 LOKR_FACTOR, OFT_BLOCK = 8, 32
@@ -28,7 +28,7 @@ def block(dtype: torch.dtype) -> nn.Module:
     """The transformer block of which SDXL's UNet holds sixty at this width."""
     torch.manual_seed(0)
     made: nn.Module = BasicTransformerBlock(1280, 20, 64, cross_attention_dim=2048, activation_fn="geglu")
-    return made.to(dtype).requires_grad_(False).eval()
+    return made.to(DEVICE, dtype).requires_grad_(False).eval()
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -92,7 +92,7 @@ def peft(base: nn.Module, rank: int, count: int) -> nn.Module:
     for name in names[1:]:
         model.add_adapter(name, config())
     model.base_model.set_adapter(names)
-    inner: nn.Module = model.base_model.model.to(next(base.parameters()).dtype)
+    inner: nn.Module = model.base_model.model.to(DEVICE, next(base.parameters()).dtype)
     return inner.requires_grad_(False).eval()
 
 
@@ -113,8 +113,8 @@ def compare(dtype: torch.dtype) -> dict[str, Any]:
         "lora_as_oft": ours(base, lora(base, rotation_rank)),
     }
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(BATCH, TOKENS, 1280, generator=generator).to(dtype)
-    text = torch.randn(BATCH, 77, 2048, generator=generator).to(dtype)
+    x = torch.randn(BATCH, TOKENS, 1280, generator=generator).to(DEVICE, dtype)
+    text = torch.randn(BATCH, 77, 2048, generator=generator).to(DEVICE, dtype)
     calls: dict[str, Callable[[], object]] = {
         name: partial(model, x, encoder_hidden_states=text) for name, model in models.items()
     }

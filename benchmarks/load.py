@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import diffadapt
 from benchmarks import sdxl
-from benchmarks.timing import median, peak_growth, ratio, seconds
+from benchmarks.timing import DEVICE, median, peak_growth, ratio, seconds
 
 ADAPTERS = 10
 PEERS = 4
@@ -27,7 +27,7 @@ PEERS = 4
 
 
 def read(path: Path) -> float:
-    return sum(float(tensor.view(-1)[0]) for tensor in load_file(path).values())
+    return sum(float(tensor.view(-1)[0]) for tensor in load_file(path, device=DEVICE).values())
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import diffadapt
 from benchmarks import sdxl
-from benchmarks.timing import median, peak_growth, ratio, seconds
+from benchmarks.timing import DEVICE, median, peak_growth, ratio, seconds, synchronise
 
 WAYS: tuple[Literal["copy", "code", "file"], ...] = ("copy", "code", "file")
 ROUNDS = 5
@@ -33,7 +33,7 @@ class Floors:
 
     def __init__(self, model: Any, path: Path, before: dict[str, Tensor]) -> None:
         """before: copies of all parameters, which serve here too: memory under pressure would slow the floors down."""
-        tensors = load_file(path)
+        tensors = load_file(path, device=DEVICE)
         keys = {name: sdxl.kohya_key(name) for name in sdxl.targets(model)}
         self.layers = [
             (m.weight.data, tensors[f"{keys[n]}.lora_up.weight"], tensors[f"{keys[n]}.lora_down.weight"])
@@ -70,6 +70,7 @@ def ours(model: Any, path: Path, base: Path, floors: Floors, before: dict[str, T
             if number == 0:  # the warm-up, which also asks the system for the memory of a copy
                 start = time.perf_counter()
                 report, peak = peak_growth(merge)
+                synchronise()
                 first = time.perf_counter() - start
                 remembered = sum(report.remembered.values())
                 pipe.adapters.unmerge()

@@ -21,13 +21,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def measure_here(question: str) -> None:
     """Measure one question in this process and write its file."""
     from benchmarks.machine import describe
+    from benchmarks.timing import DEVICE
 
     start = time.perf_counter()
     about = describe()
     result = importlib.import_module(f"benchmarks.{question}").measure()
     record = {"question": question, **about, "seconds": round(time.perf_counter() - start), "result": result}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{question}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{question}{'' if DEVICE == 'cpu' else f'-{DEVICE}'}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 

@@ -10,6 +10,8 @@ from diffusers.utils.logging import set_verbosity_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks.timing import DEVICE
+
 RANK = 32
 set_verbosity_error()
 
@@ -29,9 +31,9 @@ def blank() -> UNet2DConditionModel:
 
 def unet(dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionModel:
     """2.57 G parameters, filled with one run of small random numbers again and again."""
-    model = blank().to(dtype).to_empty(device="cpu")
+    model = blank().to(dtype).to_empty(device=DEVICE)
     generator = torch.Generator().manual_seed(0)
-    numbers = (0.02 * torch.randn(1 << 22, generator=generator)).to(dtype)
+    numbers = (0.02 * torch.randn(1 << 22, generator=generator)).to(DEVICE, dtype)
     for parameter in model.parameters():
         for part in parameter.data.view(-1).split(numbers.numel()):
             part.copy_(numbers[: part.numel()])
@@ -78,11 +80,11 @@ def step_inputs(model: UNet2DConditionModel) -> dict[str, object]:
     """Keyword arguments of one small denoising step (256 x 256 pixels)."""
     generator, dtype = torch.Generator().manual_seed(3), model.dtype
     return {
-        "sample": torch.randn(1, 4, 32, 32, generator=generator).to(dtype),
+        "sample": torch.randn(1, 4, 32, 32, generator=generator).to(DEVICE, dtype),
         "timestep": torch.tensor(500),
-        "encoder_hidden_states": torch.randn(1, 77, 2048, generator=generator).to(dtype),
+        "encoder_hidden_states": torch.randn(1, 77, 2048, generator=generator).to(DEVICE, dtype),
         "added_cond_kwargs": {
-            "text_embeds": torch.randn(1, 1280, generator=generator).to(dtype),
-            "time_ids": torch.tensor([[256, 256, 0, 0, 256, 256]], dtype=dtype),
+            "text_embeds": torch.randn(1, 1280, generator=generator).to(DEVICE, dtype),
+            "time_ids": torch.tensor([[256, 256, 0, 0, 256, 256]], dtype=dtype, device=DEVICE),
         },
     }

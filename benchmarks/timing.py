@@ -9,13 +9,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 Result = TypeVar("Result")
+
+_FOUND = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+DEVICE = "cpu" if _FOUND is None else _FOUND.type
+"""Where models are measured: the accelerator, where there is one."""
+
+
+def synchronise() -> None:
+    """Wait for what the accelerator still has to do."""
+    if DEVICE != "cpu":
+        torch.accelerator.synchronize()
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """The seconds that one call takes."""
+    """The seconds that one call takes, to the end of its work on the accelerator."""
+    synchronise()
     start = time.perf_counter()
     call()
+    synchronise()
     return time.perf_counter() - start
 
 

@@ -83,7 +83,7 @@ class LoKr(Delta):
     full_scale: float = 1.0
     left_padded: bool = False
     cut: tuple[int, int] | None = None
-    said_alpha: Tensor | None = None
+    said_alpha: float | None = None
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -103,7 +103,8 @@ class LoKr(Delta):
         padded = peft and w2 is not None and w2.ndim == 3
         stabilised = size is None and str(context.options.get("rs_lora", False)).lower() in ("true", "1")
         # Without meaning beside two full factors; ai-toolkit's is 9999999999, which is infinite in float16.
-        said = group.take_optional("alpha") if size is None and not stabilised else None
+        stored = group.take_optional("alpha") if size is None and not stabilised else None
+        said = float(stored) if stored is not None and stored.numel() == 1 else None
         alpha = group.take_alpha(size or 1, context) if size or stabilised else 1.0
         full_scale = abs(alpha) ** (1 / 3) if stabilised else 1.0
         alpha = alpha if size else 1.0
@@ -207,8 +208,8 @@ class LoKr(Delta):
             "lokr_w1": w1, "lokr_w1_a": self.w1_a, "lokr_w1_b": self.w1_b, "lokr_w2": self.w2,
             "lokr_w2_a": self.w2_a, "lokr_w2_b": self.w2_b, "lokr_t2": self.t2,
         }  # fmt: skip
-        written = torch.tensor(alpha) if self.said_alpha is None or self.size else self.said_alpha
-        return {role: t for role, t in named.items() if t is not None} | {"alpha": written}
+        written = alpha if self.said_alpha is None or self.size else self.said_alpha
+        return {role: t for role, t in named.items() if t is not None} | {"alpha": torch.tensor(written)}
 
     def rows(self, start: int, stop: int) -> LoKr:
         """Whole rows of w1 where the borders are multiples of w2's rows, else these and a cut."""

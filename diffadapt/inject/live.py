@@ -177,6 +177,7 @@ class ScaleLayout:
         self.slots = slots
         self.packs = [slot.pack for slot in slots if slot.pack is not None]
         self.sizes = [len(pack.owners) for pack in self.packs]
+        self.devices = list({pack.scales.device for pack in self.packs})
         first = 0
         owners: list[int] = []
         factors: list[float] = []
@@ -196,6 +197,8 @@ class ScaleLayout:
         """Write the strengths in force into the packs."""
         strengths = torch.tensor([e.multiplier for slot in self.slots for e in slot.entries], dtype=torch.float64)
         values = (strengths[self.owners] * self.factors).float()
+        if len(self.devices) == 1:  # one transfer, and not one per pack
+            values = values.to(self.devices[0])
         torch._foreach_copy_([pack.scales for pack in self.packs], list(torch.split(values, self.sizes)))
         for slot in self.masked:
             if slot.pack is not None:

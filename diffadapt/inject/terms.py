@@ -1,4 +1,4 @@
-"""The sum that a merge adds to one weight, computed in row blocks that stay in the processor's cache."""
+"""The sum that a merge adds to one weight, computed in row blocks: on a CPU, such as stay in its cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from diffadapt.algorithms.layer import Layer
 
 BLOCK = 1 << 19
 """Elements of a block: its float32 copy (2 MiB) stays in a core's cache between the steps that use it."""
+
+BLOCK_ON_ACCELERATORS = 1 << 26
+"""There every step of a block costs a launch: most weights are one block."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,22 @@ class Terms:
     right: Tensor | None
     dense: Tensor | None
 
+    @property
+    def step(self) -> int:
+        """Rows of a block."""
+        known = self.dense if self.left is None else self.left
+        on_cpu = known is None or known.device.type == "cpu"
+        return max(1, (BLOCK if on_cpu else BLOCK_ON_ACCELERATORS) // max(1, self.columns))
+
     def blocks(self) -> Iterator[tuple[int, int]]:
-        step = max(1, BLOCK // max(1, self.columns))
+        """First and last row of every block."""
+        step = self.step
         for start in range(0, self.rows, step):
             yield start, min(start + step, self.rows)
 
     def buffer(self, device: torch.device) -> Tensor:
         """A scratch block, (rows of a block, columns) float32."""
-        return torch.empty(min(self.rows, max(1, BLOCK // max(1, self.columns))), self.columns, device=device)
+        return torch.empty(min(self.rows, self.step), self.columns, device=device)
 
     def add_to(self, block: Tensor, start: int, stop: int) -> Tensor:
         """block += the rows start..stop of the sum, in place; block: float32."""

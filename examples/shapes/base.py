@@ -20,8 +20,8 @@ UNSAID = 0.1
 """Share of captions that are left empty, for classifier-free guidance."""
 
 PLANS = {
-    "unet": loop.Plan("unet", before=(5000, 3274), steps=5000, rate=1.5e-3, warmup=100, average=0.998),
-    "dit": loop.Plan("dit", before=(5500, 3594), steps=5400, rate=1.5e-3, warmup=200, average=0.998),
+    "unet": loop.Plan("unet", steps=3300, rate=1e-3, hidden=4e-3, warmup=100, average=0.998),
+    "dit": loop.Plan("dit", steps=4000, rate=1e-3, hidden=3e-3, warmup=100, average=0.998),
 }
 
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import effort
+from .muon import Muon, hidden
 
 SAVE_EVERY = 60.0
 """Seconds between two checkpoints."""
@@ -23,45 +24,43 @@ SAVE_EVERY = 60.0
 class Plan:
     """How long and how fast one thing is trained.
 
-    average: decay of the averaged weights; 0: none are kept. before: an earlier round, (its steps, those of them that
-    are done): the learning rate falls as if it were to last so long, then the last round of `steps` starts anew.
+    hidden: the rate of the hidden layers, which Muon then trains; 0: Adam trains everything. average: decay of the
+    averaged weights; 0: none are kept.
     """
 
     name: str
     steps: int
     rate: float
     warmup: int = 50
+    hidden: float = 0.0
     average: float = 0.0
     decay: float = 0.0
-    before: tuple[int, int] = (0, 0)
-
-    @property
-    def total(self) -> int:
-        """The steps of all rounds."""
-        return self.before[1] + self.steps
 
     def at(self, step: int) -> float:
-        """The learning rate of a step: a short rise, then in each round half a cosine down to a fiftieth."""
+        """The share of the learning rate at a step: a short rise, then half a cosine down to a fiftieth."""
         rise = min(1.0, (step + 1) / self.warmup)
-        length, done = self.before
-        share = step / length if step < done else (step - done) / self.steps
-        return self.rate * rise * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        return rise * (0.02 + 0.98 * (1 + math.cos(math.pi * step / self.steps)) / 2)
 
     def shortened(self) -> Plan:
         """The plan with the share of its steps that is asked for."""
-        if effort.share == 1.0:
-            return self
-        return replace(self, steps=effort.some(self.total, 2), before=(0, 0))
+        return replace(self, steps=effort.some(self.steps, 2))
+
+    def optimisers(self, model: nn.Module, parameters: Sequence[Tensor]) -> list[torch.optim.Optimizer]:
+        """Adam, and Muon for hidden layers where the plan has a rate for them."""
+        inner = hidden(model) if self.hidden else []
+        known = {id(parameter) for parameter in inner}
+        outer = [parameter for parameter in parameters if id(parameter) not in known]
+        adam = torch.optim.AdamW(outer, self.rate, betas=(0.9, 0.99), weight_decay=self.decay, fused=True)
+        return [adam, Muon(inner, self.hidden)] if inner else [adam]
 
 
 class Run:
-    """What is remembered between two sittings: the step that comes next, the losses, optimiser, weights, averages."""
+    """What is remembered between two sittings: the step that comes next, the losses, optimisers, weights, averages."""
 
     def __init__(self, plan: Plan, model: nn.Module, parameters: Sequence[Tensor], folder: Path) -> None:
         self.parameters, self.file = list(parameters), folder / f"{plan.name}.pt"
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay, fused=True
-        )
+        self.optimisers = plan.optimisers(model, self.parameters)
+        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
         self.step, self.losses, self.saved = 0, list[float](), time.monotonic()
         self.averaged: AveragedModel | None = None
         if plan.average:
@@ -73,7 +72,8 @@ class Run:
     def _resume(self) -> None:
         kept = torch.load(self.file, weights_only=True)
         self.step, self.losses = kept["step"], kept["losses"]
-        self.optimiser.load_state_dict(kept["optimiser"])
+        for optimiser, state in zip(self.optimisers, kept["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         with torch.no_grad():
             for parameter, value in zip(self.parameters, kept["parameters"], strict=True):
                 parameter.copy_(value)
@@ -83,13 +83,21 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
         state = {"step": self.step, "losses": self.losses, "parameters": self.parameters}
-        state |= {"optimiser": self.optimiser.state_dict()}
+        state |= {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
         if self.averaged:
             state |= {"averaged": self.averaged.state_dict()}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.file.with_suffix(".part"))
         self.file.with_suffix(".part").replace(self.file)
         self.saved = time.monotonic()
+
+    def update(self, share: float) -> None:
+        """Change the weights by their gradients, at a share of the learning rates."""
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * share
+            optimiser.step()
+            optimiser.zero_grad()
 
     def recent(self, steps: int) -> float:
         """The mean loss of the last steps."""
@@ -105,22 +113,18 @@ def train(
     """
     plan = plan.shortened()
     run = Run(plan, model, parameters, folder)
-    bar = tqdm(range(run.step, plan.total), plan.name, plan.total, initial=run.step, mininterval=2.0)
+    bar = tqdm(range(run.step, plan.steps), plan.name, plan.steps, initial=run.step, mininterval=2.0)
     for step in bar:
-        for group in run.optimiser.param_groups:
-            group["lr"] = plan.at(step)
         value = loss(step)
         torch.autograd.backward(value)
-        nn.utils.clip_grad_norm_(run.parameters, 1.0)
-        run.optimiser.step()
-        run.optimiser.zero_grad()
+        run.update(plan.at(step))
         if run.averaged:
             run.averaged.update_parameters(model)
         run.losses.append(value.item())
         run.step = step + 1
         bar.set_postfix(loss=f"{run.recent(50):.4f}", refresh=False)
-        if time.monotonic() - run.saved > SAVE_EVERY or run.step == plan.total:
+        if time.monotonic() - run.saved > SAVE_EVERY or run.step == plan.steps:
             run.save()
     if run.averaged:
         model.load_state_dict(run.averaged.module.state_dict())
-    return run.recent(max(1, plan.total // 10))
+    return run.recent(max(1, plan.steps // 10))

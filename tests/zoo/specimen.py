@@ -46,27 +46,29 @@ class Specimen:
         return model
 
     @torch.no_grad()
-    def run(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+    def run(self, model: nn.Module, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
         """All outputs of the model, flat, on inputs that are the same at every call."""
-        return flat(model(**self.arguments(dtype)))
+        return flat(model(**self.arguments(dtype, device)))
 
-    def arguments(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    def arguments(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Any]:
         """The keyword arguments of a forward."""
         torch.manual_seed(1)
-        return cast(self.inputs(), dtype)
+        return cast(self.inputs(), dtype, device)
 
 
 def noise(*shape: int) -> Tensor:
     return torch.randn(*shape)
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Arguments with their floating tensors in another dtype."""
+def cast(value: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """Arguments on another device, with their floating tensors in another dtype."""
     if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
     if isinstance(value, dict):
-        return {key: cast(inner, dtype) for key, inner in value.items()}
-    return value.__class__(cast(inner, dtype) for inner in value) if isinstance(value, (list, tuple)) else value
+        return {key: cast(inner, dtype, device) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return value.__class__(cast(inner, dtype, device) for inner in value)
+    return value
 
 
 def flat(output: Any) -> Tensor:
