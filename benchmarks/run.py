@@ -28,7 +28,8 @@ def measure_here(question: str) -> None:
     result = importlib.import_module(f"benchmarks.{question}").measure()
     record = {"question": question, **about, "seconds": round(time.perf_counter() - start), "result": result}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{question}{'' if DEVICE == 'cpu' else f'-{DEVICE}'}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    name = question if DEVICE == "cpu" else f"{question}-{DEVICE}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 

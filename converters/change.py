@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -84,6 +85,10 @@ def cast(adapter: Adapter, plan: Plan) -> Adapter:
 
 
 def _stripped(adapter: Adapter, keep: tuple[str, ...]) -> Adapter:
+    return replace(adapter, metadata=replace(adapter.metadata, raw=stripped(adapter.metadata.raw, keep)))
+
+
+def stripped(metadata: Mapping[str, str], keep: tuple[str, ...]) -> dict[str, str]:
+    """The metadata that the numbers' meaning hangs on, and those that `keep` names."""
     kept = (*MEANING, *keep)
-    raw = {k: v for k, v in adapter.metadata.raw.items() if any(fnmatchcase(k, pattern) for pattern in kept)}
-    return replace(adapter, metadata=replace(adapter.metadata, raw=raw))
+    return {key: text for key, text in metadata.items() if any(fnmatchcase(key, pattern) for pattern in kept)}

@@ -11,7 +11,9 @@ from typing import Any
 import diffadapt
 from diffadapt.converters.jobs import Job
 from diffadapt.converters.plan import Plan
+from diffadapt.converters.sources import state
 from diffadapt.converters.work import DONE, FAILED, KEPT, Record
+from diffadapt.errors import SourceError
 from diffadapt.io.safetensors_writer import write_whole
 
 _FIELDS = {field.name for field in fields(Record)}
@@ -43,16 +45,15 @@ class Journal:
 
     def kept(self, job: Job, plan: Plan) -> Record | None:
         """The record of a file that is done: of this source as it is now, by this plan and version, and still there."""
-        record = self.records.get(job.source)
+        record = self.records.get(job.name)
         if record is None or record.status == FAILED or (record.out, record.plan) != (job.out, plan.key):
             return None
         if record.version != diffadapt.__version__:
             return None
         try:
-            now, made = Path(job.source).stat(), job.file.stat()
-        except OSError:
+            same = (*state(job.source), job.file.stat().st_size) == (record.size, record.modified, record.bytes)
+        except (OSError, SourceError):
             return None
-        same = (now.st_size, now.st_mtime_ns, made.st_size) == (record.size, record.modified, record.bytes)
         return record if same and record.status in (DONE, KEPT) else None
 
 

@@ -22,10 +22,10 @@ def run(
     stop: threading.Event | None = None,
 ) -> Iterator[Record]:
     """The records of all jobs, as they are done. The arguments are those of `work.convert` and `workers.each`."""
-    tasks = [(job, known.get(job.source)) for job in jobs]
+    tasks = [(job, known.get(job.name)) for job in jobs]
     for (job, _), record in each(partial(_one, plan=plan, overwrite=overwrite), tasks, workers, stop):
         if isinstance(record, Died):
-            said = f"{job.source}: its process ended, probably for want of memory. The others go on."
+            said = f"{job.name}: its process ended, probably for want of memory. The others go on."
             record = failed(job, plan, "WorkerDied", said)
         yield record
 

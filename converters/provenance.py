@@ -20,7 +20,7 @@ from diffadapt.io.safetensors_writer import data_of, header_of, ordered_tensors
 from diffadapt.writing import Composed
 
 HISTORY = "diffadapt.history"
-"""Metadata: a JSON list of what was done to the file, the latest last: source (SHA-256), version, plan."""
+"""Metadata: a JSON list of what was done to the file, the latest last: the source's BLAKE3, version, plan."""
 
 _KEPT = 16
 _DATA = ("sshs_model_hash", "modelspec.hash_sha256")
@@ -28,20 +28,24 @@ _LEGACY = "sshs_legacy_hash"
 _LEGACY_AT, _LEGACY_BYTES = 0x100000, 0x10000
 
 
-def signed(made: Composed, source: Mapping[str, str], sha256: str, plan: Plan) -> Composed:
+def signed(made: Composed, source: Mapping[str, str], digest: str, plan: Plan) -> Composed:
     """The file with its provenance appended, and with those hashes worked out anew that the source had.
 
-    source: the metadata of the source. sha256: of the whole source.
+    source: the metadata of the source. digest: BLAKE3 of the whole source.
     """
-    metadata = dict(made.metadata)
-    metadata[HISTORY] = json.dumps([*history(source), _entry(sha256, plan)])
+    metadata = dict(made.metadata) | provenance(source, digest, plan)
     if any(name in source for name in (*_DATA, _LEGACY)):
         metadata |= {name: text for name, text in _hashes(made).items() if name in source}
     return replace(made, metadata=metadata)
 
 
-def _entry(sha256: str, plan: Plan) -> dict[str, Any]:
-    return {"source": sha256, "version": diffadapt.__version__, "plan": plan.to_dict()}
+def provenance(source: Mapping[str, str], digest: str, plan: Plan) -> dict[str, str]:
+    """The line of metadata that says what the file was made of; as long for every digest."""
+    return {HISTORY: json.dumps([*history(source), _entry(digest, plan)])}
+
+
+def _entry(digest: str, plan: Plan) -> dict[str, Any]:
+    return {"blake3": digest, "version": diffadapt.__version__, "plan": plan.to_dict()}
 
 
 def history(metadata: Mapping[str, str]) -> list[Any]:
@@ -53,13 +57,13 @@ def history(metadata: Mapping[str, str]) -> list[Any]:
     return found[-_KEPT:] if isinstance(found, list) else []
 
 
-def is_made_by(file: Path, sha256: str, plan: Plan) -> bool:
+def is_made_by(file: Path, digest: str, plan: Plan) -> bool:
     """Whether a file is what the plan makes of this source."""
     try:
         found = history(read_header(file).metadata)
     except SourceError:
         return False
-    return bool(found) and found[-1] == _entry(sha256, plan)
+    return bool(found) and found[-1] == _entry(digest, plan)
 
 
 def _hashes(made: Composed) -> dict[str, str]:

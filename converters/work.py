@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Mapping
@@ -10,12 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 import diffadapt
 from diffadapt.adapter import Adapter
 from diffadapt.converters.change import cast, changed
 from diffadapt.converters.jobs import SUFFIX, Job
 from diffadapt.converters.plan import Plan
-from diffadapt.converters.provenance import is_made_by, largest_error, signed
+from diffadapt.converters.provenance import is_made_by, largest_error, provenance, signed
+from diffadapt.converters.renaming import Renamings
+from diffadapt.converters.sources import here, state
 from diffadapt.errors import ConvertError, DialectError, DiffAdaptError, SourceError
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.mapped import MappedTensors
@@ -37,9 +40,9 @@ for fp16, 2e-3 for bf16): more means that it cannot hold the numbers."""
 class Record:
     """What became of one file: a line of the report.
 
-    size, modified: the source's, in bytes and in nanoseconds. left_out: keys of the source -> why they are not in the
-    result. losses: the largest relative Frobenius error of any layer that smaller ranks cost. error: that of the
-    tensors when read again, where that was asked for.
+    blake3, size, modified: the source's hash (64 hex) and its `sources.state`. left_out: keys of the source -> why they
+    are not in the result. losses: the largest relative Frobenius error of any layer that smaller ranks cost.
+    error: that of the tensors when read again, where that was asked for.
     """
 
     source: str
@@ -47,7 +50,7 @@ class Record:
     status: str
     plan: str
     version: str = diffadapt.__version__
-    sha256: str = ""
+    blake3: str = ""
     size: int = 0
     modified: int = 0
     bytes: int = 0
@@ -80,50 +83,65 @@ def convert(job: Job, plan: Plan, *, known: Record | None = None, overwrite: boo
     """
     start = time.perf_counter()
     try:
-        record = _convert(job, plan, known, overwrite)
+        with here(job.source) as source:
+            record = _convert(job, source, plan, known, overwrite)
     except (DiffAdaptError, OSError) as error:
         record = failed(job, plan, type(error).__name__, str(error))
     except MemoryError:
-        record = failed(job, plan, "MemoryError", f"{job.source}: there is not enough memory for it.")
+        record = failed(job, plan, "MemoryError", f"{job.name}: there is not enough memory for it.")
     except Exception as error:  # noqa: BLE001  a fault of ours must not stop the other thousands
         what = f"{type(error).__name__}: {error}"
-        record = failed(job, plan, "InternalError", f"{job.source}: {what}. This is a bug; please report the file.")
+        record = failed(job, plan, "InternalError", f"{job.name}: {what}. This is a bug; please report the file.")
     return replace(record, seconds=round(time.perf_counter() - start, 4))
 
 
 def failed(job: Job, plan: Plan, kind: str, message: str) -> Record:
     """The record of a file that could not be converted."""
-    return Record(job.source, job.out, FAILED, plan.key, kind=kind, message=message)
+    return Record(job.name, job.out, FAILED, plan.key, kind=kind, message=message)
 
 
-def _convert(job: Job, plan: Plan, known: Record | None, overwrite: bool) -> Record:
-    source = Path(job.source)
+def _convert(job: Job, source: Path, plan: Plan, known: Record | None, overwrite: bool) -> Record:
+    """source: the job's, here."""
+    size, modified = state(job.source)
     raw = read_checkpoint(source)
-    about = source.stat()
     hashing = Hashing(source)
     try:
-        adapter = read_adapter(raw, check_finite=plan.check or plan.dtype is not None)
+        made, adapter, shaped = _made(raw, job, plan)
         left_out = _left_out(adapter, plan)
-        shaped = changed(adapter, plan)
-        folder = plan.to == "peft" and Path(job.out).suffix != SUFFIX
-        made = compose(cast(shaped, plan), plan.to or adapter.dialect, folder=folder)
+        record = Record(
+            job.name, job.out, DONE, plan.key, size=size, modified=modified,
+            dialect=adapter.dialect, family=adapter.family, algorithms=dict(adapter.algorithms),
+            keys=len(made.tensors), left_out=left_out, losses=round(max(shaped.losses.values(), default=0.0), 6),
+        )  # fmt: skip
+        if job.file.exists() and not overwrite:
+            record = replace(record, blake3=hashing.result())
+            if (found := _there(job, plan, record, known)) is not None:
+                return found
+        job.file.parent.mkdir(parents=True, exist_ok=True)
+        _write(made, Path(job.out), raw, source, hashing, plan)
     finally:
-        sha256 = hashing.result()
-    record = Record(
-        job.source, job.out, DONE, plan.key, sha256=sha256, size=about.st_size, modified=about.st_mtime_ns,
-        dialect=adapter.dialect, family=adapter.family, algorithms=dict(adapter.algorithms),
-        keys=len(made.tensors), left_out=left_out, losses=round(max(shaped.losses.values(), default=0.0), 6),
-    )  # fmt: skip
-    if job.file.exists() and not overwrite and (found := _there(job, plan, record, known)) is not None:
-        return found
-    job.file.parent.mkdir(parents=True, exist_ok=True)
-    _write(signed(made, raw.metadata, sha256, plan), Path(job.out), raw, source)
+        digest = hashing.result()
     try:
         error = _verified(job, plan, shaped) if plan.verify else None
     except DiffAdaptError:
         job.file.unlink()  # what is wrong must not be taken for done by the next run
         raise
-    return replace(record, bytes=job.file.stat().st_size, error=error)
+    return replace(record, blake3=digest, bytes=job.file.stat().st_size, error=error)
+
+
+_RENAMINGS = Renamings()
+
+
+def _made(raw: RawCheckpoint, job: Job, plan: Plan) -> tuple[Composed, Adapter, Adapter]:
+    """The result, the adapter that was read, and what the plan made of it."""
+    folder = plan.to == "peft" and Path(job.out).suffix != SUFFIX
+    renaming = _RENAMINGS.find(raw, plan, folder)
+    if renaming is not None:
+        return renaming.composed(raw, plan), renaming.adapter, renaming.adapter
+    adapter = read_adapter(raw, check_finite=plan.check or plan.dtype is not None)
+    _left_out(adapter, plan)  # refuses, where that is asked for, before any work is done
+    shaped = changed(adapter, plan)
+    return compose(cast(shaped, plan), plan.to or adapter.dialect, folder=folder), adapter, shaped
 
 
 def _left_out(adapter: Adapter, plan: Plan) -> dict[str, str]:
@@ -141,19 +159,25 @@ def _left_out(adapter: Adapter, plan: Plan) -> dict[str, str]:
 def _there(job: Job, plan: Plan, record: Record, known: Record | None) -> Record | None:
     """The record of a result that is there already; None where it may be replaced. Raises ConvertError where not."""
     size = job.file.stat().st_size
-    if is_made_by(job.file, record.sha256, plan):
+    if is_made_by(job.file, record.blake3, plan):
         return replace(record, status=KEPT, bytes=size)
     if known is not None and known.out == job.out and known.bytes == size:
         return None  # ours, of an older source or another plan
     raise ConvertError(f"{job.file.name}: is there already, and not from this source by this plan. Pass --overwrite.")
 
 
-def _write(made: Composed, out: Path, raw: RawCheckpoint, source: Path) -> None:
+def _write(made: Composed, out: Path, raw: RawCheckpoint, source: Path, hashing: Hashing, plan: Plan) -> None:
+    """Write the result. The source's hash, which the header holds, is waited for only when all else is written."""
+    first = signed(made, raw.metadata, PENDING, plan)
+
+    def seal() -> dict[str, str]:
+        return {**first.metadata, **provenance(raw.metadata, hashing.result(), plan)}
+
     if not isinstance(raw.tensors, MappedTensors):
-        write_composed(made, out)
+        write_composed(first, out, seal=seal)
         return
     with open_binary(raw.path or source, raw.name) as file:
-        write_composed(made, out, Copied(file, raw.tensors))
+        write_composed(first, out, Copied(file, raw.tensors), seal)
 
 
 def _verified(job: Job, plan: Plan, shaped: Adapter) -> float:
@@ -171,8 +195,15 @@ def _verified(job: Job, plan: Plan, shaped: Adapter) -> float:
     return error
 
 
+PENDING = "0" * 64
+"""Stands for a hash that is not known yet."""
+
+_BLOCK = 1 << 22
+
+
 class Hashing:
-    """The SHA-256 of a file, worked out beside other work: it reads on one core while names are made on another."""
+    """The BLAKE3 of a file, worked out beside other work. It is among the hashes that model sites list, and several
+    times as fast as SHA-256, which would take longer than the copy."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.digest = path, ""
@@ -181,11 +212,14 @@ class Hashing:
         self._thread.start()
 
     def _run(self) -> None:
+        digest, block = blake3(), memoryview(bytearray(_BLOCK))
         try:
-            with self.path.open("rb") as file:
-                self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+            with self.path.open("rb", buffering=0) as file:
+                while count := file.readinto(block):
+                    digest.update(block[:count])
         except OSError as error:
             self.error = error
+        self.digest = str(digest.hexdigest())
 
     def result(self) -> str:
         """64 hex. Raises SourceError where the file could not be read."""

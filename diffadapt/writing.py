@@ -24,7 +24,7 @@ from diffadapt.errors import DialectError
 from diffadapt.families import Family, family_named
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer
 from diffadapt.io.checkpoint import RawCheckpoint
-from diffadapt.io.safetensors_writer import Copied, write_safetensors, write_whole
+from diffadapt.io.safetensors_writer import Copied, Seal, write_safetensors, write_whole
 from diffadapt.reading import interpret
 
 _CONFIGURED = frozenset({"peft", "diffusers", "bare"})
@@ -59,7 +59,7 @@ def compose(adapter: Adapter, dialect: str, *, folder: bool = False, name: str |
     # A file that came with Diffusers' names under Kohya's prefix goes back so, even by way of another dialect.
     tensors = encode(adapter, named, dataclasses.replace(family, native=False) if family and plain else family)
     configs = _configs(adapter, named) if dialect in _CONFIGURED else {}
-    metadata = {key: text for key, text in adapter.metadata.raw.items() if key not in DROPPED}
+    metadata = carried(adapter.metadata.raw)
     if plain and dialect != "kohya":
         metadata[_NAMES_KEY] = _PLAIN
     beside: Mapping[str, Any] | None = None
@@ -69,6 +69,11 @@ def compose(adapter: Adapter, dialect: str, *, folder: bool = False, name: str |
         metadata[METADATA_KEY] = header(configs)
     _verify(adapter, RawCheckpoint(tensors, metadata, beside, name or adapter.source), named)
     return Composed(tensors, metadata, beside)
+
+
+def carried(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a source that its result has too."""
+    return {key: text for key, text in metadata.items() if key not in DROPPED}
 
 
 def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
@@ -82,16 +87,17 @@ def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
     return path
 
 
-def write_composed(made: Composed, path: Path, copied: Copied | None = None) -> None:
-    """Write a file, or PEFT's folder where something goes beside it. copied: where tensors lie on the disk."""
+def write_composed(made: Composed, path: Path, copied: Copied | None = None, seal: Seal | None = None) -> None:
+    """Write a file, or PEFT's folder where something goes beside it. copied: where tensors lie on the disk. seal: see
+    `write_safetensors`."""
     if made.beside is None:
-        write_safetensors(path, made.tensors, made.metadata, copied)
+        write_safetensors(path, made.tensors, made.metadata, copied, seal)
         return
     path.mkdir(parents=True, exist_ok=True)
     # The weights come last: where they are, the folder is complete.
     config = json.dumps(made.beside, indent=2, sort_keys=True) + "\n"
     write_whole(path / "adapter_config.json", lambda file: file.write(config.encode()))
-    write_safetensors(path / "adapter_model.safetensors", made.tensors, made.metadata, copied)
+    write_safetensors(path / "adapter_model.safetensors", made.tensors, made.metadata, copied, seal)
 
 
 def _in_files(targets: Mapping[TargetKey, Delta]) -> dict[TargetKey, Delta]:
@@ -250,7 +256,7 @@ def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
 def _difference(one: object, other: object, what: str = "delta") -> str | None:
     """What differs between two deltas, in words; None where they are equal."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        equal = one is other or (one.dtype == other.dtype and torch.equal(one.squeeze(), other.squeeze()))
+        equal = _same_memory(one, other) or (one.dtype == other.dtype and torch.equal(one.squeeze(), other.squeeze()))
         return None if equal else f"{what} would change"
     if isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6):
         return None
@@ -267,6 +273,14 @@ def _difference(one: object, other: object, what: str = "delta") -> str | None:
     else:
         return None if one == other else f"{what} would be {other!r} instead of {one!r}"
     return next((text for a, b, name in pairs if (text := _difference(a, b, name))), None)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same order because they lie at the same place."""
+    if one is other:
+        return True
+    at = [(t.untyped_storage()._cdata, t.storage_offset(), t.dtype, t.squeeze().shape) for t in (one, other)]
+    return at[0] == at[1] and one.is_contiguous() and other.is_contiguous()
 
 
 # Ways to say one scale.

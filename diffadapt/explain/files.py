@@ -22,10 +22,11 @@ from diffadapt.explain.recogniser import Recogniser, read
 from diffadapt.explain.sources import Found, Kind, find
 from diffadapt.families.choose import Module, choose
 from diffadapt.io.headers import read_text
-from diffadapt.io.hub import is_hub_id
+from diffadapt.io.hub import split_address
 from diffadapt.io.remote import read_hub, read_url
 from diffadapt.io.sniff import FileKind, sniff
 from diffadapt.io.source import read_checkpoint
+from diffadapt.io.stores import read_store
 
 _MANY = 64
 """Fewer files are done before worker processes have started."""
@@ -135,11 +136,9 @@ def _explained(found: Found, wanted: Wanted) -> Explanation:
     if found.kind is Kind.URL:
         return _recogniser.explain(read_url(found.text))
     if found.kind is Kind.HUB:
-        owner, _, rest = found.text.partition("/")
-        name, _, file = rest.partition("/")
-        if not is_hub_id(f"{owner}/{name}"):
-            raise SourceError(f"{found.text}: is no Hub id. Expected owner/name, or hf://owner/name/file.safetensors.")
-        return _recogniser.explain(read_hub(f"{owner}/{name}", file or None))
+        return _recogniser.explain(read_hub(*split_address(found.text)))
+    if found.kind is Kind.STORE:
+        return _recogniser.explain(read_store(found.text))
     raise SourceError(found.text)
 
 

@@ -36,7 +36,7 @@ _TOLD_ONLY = frozenset(
 _SPLIT_QKV = "split_qkv"
 
 
-class _Noted(Mapping[str, str]):
+class Noted(Mapping[str, str]):
     """Metadata that note what is asked of them."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
@@ -137,7 +137,7 @@ class Recogniser:
             alike = variant.scalars == scalars and variant.config == header.config
             if alike and all(metadata.get(key) == value for key, value in variant.asked.items()):
                 return variant.found
-        noted = _Noted(metadata)
+        noted = Noted(metadata)
         raw = header.checkpoint(parsed or header.parse(), known.small.by_key(scalars) if local else {})
         found = of_structure(read(replace(raw, metadata=noted)), alphas_read=local)
         if noted.unanswered:

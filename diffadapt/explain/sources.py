@@ -10,8 +10,10 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from diffadapt.errors import SourceError
 from diffadapt.io.folder import SUFFIXES, is_weights
 from diffadapt.io.hub import is_hub_id
+from diffadapt.io.stores import is_store, listed
 
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _HUB = "hf://"
@@ -23,11 +25,13 @@ class Kind(Enum):
     FILE = "file"
     URL = "url"
     HUB = "hub"
+    STORE = "store"
     MISSING = "missing"
 
 
 class Found(NamedTuple):
-    """One thing to explain. text: a path, an address, a Hub id with or without a file; of MISSING, why."""
+    """One thing to explain. text: a path, an address, a Hub id with or without a file; of MISSING, why. STORE: an
+    address that fsspec opens."""
 
     kind: Kind
     text: str
@@ -38,11 +42,14 @@ def find(sources: Iterable[str]) -> Iterator[Found]:
 
     A source is a file; a folder, of which all adapter files are taken, those below it too; a pattern
     (`**/*.safetensors`); an http(s) address; a Hub id owner/name, or hf://owner/name/file.safetensors for one of its
-    files. A local path wins over a Hub id of the same text.
+    files; what fsspec opens (s3://bucket/folder), files, folders and patterns. A local path wins over a Hub id of the
+    same text.
     """
     for source in sources:
         path = Path(source).expanduser()
-        if _ADDRESS.match(source):
+        if is_store(source):
+            yield from _stored(source)
+        elif _ADDRESS.match(source):
             yield Found(Kind.URL, source)
         elif source.startswith(_HUB):
             yield Found(Kind.HUB, source[len(_HUB) :])
@@ -61,6 +68,17 @@ def find(sources: Iterable[str]) -> Iterator[Found]:
                 f"{source}: no such file or folder. Expected a path, a pattern, https://..., owner/name on the Hub, or "
                 "hf://owner/name/file.safetensors.",
             )
+
+
+def _stored(address: str) -> Iterator[Found]:
+    try:
+        found = listed(address)
+    except SourceError as error:
+        yield Found(Kind.MISSING, str(error))
+        return
+    if not found:
+        yield Found(Kind.MISSING, f"{address}: holds no adapter file there.")
+    yield from (Found(Kind.STORE, one) for one in found)
 
 
 def _is(path: Path, test: Callable[[Path], bool]) -> bool:

@@ -50,6 +50,31 @@ def is_hub_id(text: str) -> bool:
     return bool(_ID.fullmatch(text)) and ".." not in text and "--" not in text
 
 
+def split_address(text: str) -> tuple[str, str | None]:
+    """Repository and file of "hf://owner/name/file.safetensors" or "owner/name"; no file: None.
+
+    Raises `SourceError` for what has another form.
+    """
+    owner, _, rest = text.removeprefix("hf://").partition("/")
+    name, _, file = rest.partition("/")
+    if not is_hub_id(f"{owner}/{name}"):
+        raise SourceError(f"{clip(text)}: is no Hub id. Expected owner/name, or hf://owner/name/file.safetensors.")
+    return f"{owner}/{name}", file or None
+
+
+def revision_of(repo: str, options: HubOptions) -> str:
+    """The commit that a repository is at; the cached one where the Hub may not or cannot be asked."""
+    from huggingface_hub import HfApi, constants
+
+    if not (options.local_files_only or constants.HF_HUB_OFFLINE):
+        try:
+            return str(HfApi(token=options.token).repo_info(repo, revision=options.revision).sha)
+        except client_errors() as error:
+            if not _is_unreachable(error) or not _is_cached(repo, options):
+                _refuse(repo, None, error)
+    return _snapshot(repo, options).name
+
+
 def fetch(repo: str, weight_name: str | None, subfolder: str | None, options: HubOptions) -> HubFiles:
     """Bring the adapter file of `repo`, and the configs beside it, into the local cache (or find them there).
 

@@ -83,6 +83,11 @@ class MappedTensors(Mapping[str, torch.Tensor]):
     def __repr__(self) -> str:
         return f"MappedTensors({len(self)} tensors)"
 
+    @property
+    def data_start(self) -> int:
+        """At which byte of the file the data section begins."""
+        return self._data_start
+
     def offset_of(self, tensor: torch.Tensor) -> int | None:
         """At which byte of the file the data of a tensor begin; None where they are elsewhere, or in another order."""
         if not tensor.nbytes or not tensor.is_contiguous() or tensor.device.type != "cpu":

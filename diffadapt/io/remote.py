@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -63,6 +63,51 @@ def read_hub(repo: str, weight_name: str | None = None, options: HubOptions | No
         return read_text(found.weights, repo)
     config = gather_config(tuple(found.configs), lambda name: read_object(found.configs[name], repo))
     return _read(found.url, f"{repo}/{found.name}", _hub_headers(found.url, options), config)
+
+
+def fetch_url(url: str, folder: Path) -> Path:
+    """Bring the file behind an http(s) address into a folder, read once from its beginning to its end.
+
+    Raises SourceError where the server does not give it whole.
+    """
+    from huggingface_hub.utils import get_session
+
+    name = _name_of(url)
+    asked = {**_hub_headers(url), "Accept-Encoding": "identity"}
+    target, got = folder / name, 0
+    try:
+        with _stream(get_session(), url, asked) as response, target.open("wb") as file:
+            _refuse_status(response.status_code, name)
+            expected = response.headers.get("content-length", "")
+            for piece in response.pieces():
+                got += file.write(piece)
+    except client_errors() as error:
+        raise SourceError(
+            f"{name}: could not be fetched ({type(error).__name__}). Check the address and the network."
+        ) from error
+    if expected.isdecimal() and got != int(expected):
+        raise SourceError(f"{name}: the answer ends after {got} bytes, expected {expected}. Try again.")
+    return target
+
+
+def state_of_url(url: str) -> str:
+    """A text that is another when the file behind an address is another, by the headers of one byte's answer."""
+    from huggingface_hub.utils import get_session
+
+    name = _name_of(url)
+    try:
+        with _stream(get_session(), url, {**_hub_headers(url), "Range": "bytes=0-0"}) as response:
+            _refuse_status(response.status_code, name)
+            told = response.headers
+            return " ".join(told.get(key, "") for key in ("etag", "last-modified", "content-range"))
+    except client_errors() as error:
+        raise SourceError(f"{name}: the server could not be read ({type(error).__name__}).") from error
+
+
+def _refuse_status(status: int, name: str) -> None:
+    if status not in (200, 206):
+        what = _SAYS.get(status, f"answers with status {status}")
+        raise SourceError(f"{name}: the server {what}. Check the address, or download the file and pass its path.")
 
 
 def _name_of(url: str) -> str:
@@ -120,9 +165,7 @@ def _open(url: str, name: str, headers: Mapping[str, str], start: int, stop: int
     asked = {**headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     with _stream(get_session(), url, asked) as response:
         status, told = response.status_code, response.headers
-        if status not in (200, 206):
-            what = _SAYS.get(status, f"answers with status {status}")
-            raise SourceError(f"{name}: the server {what}. Check the address, or download the file and pass its path.")
+        _refuse_status(status, name)
         if told.get("content-encoding", "identity") not in ("identity", ""):
             raise SourceError(f"{name}: the server compresses the file. Download it and pass its path.")
         place = _RANGE.match(told.get("content-range", "")) if status == 206 else None

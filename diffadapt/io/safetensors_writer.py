@@ -9,7 +9,7 @@ import secrets
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import torch
 
@@ -25,6 +25,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 
 
+Seal: TypeAlias = "Callable[[], Mapping[str, str]]"
+
+
 class Copied(NamedTuple):
     """An open file, and the tensors that are mapped from it: their bytes are copied by the system, not by us."""
 
@@ -37,11 +40,13 @@ def write_safetensors(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
     copied: Copied | None = None,
+    seal: Seal | None = None,
 ) -> None:
     """Write `tensors` (any device, any strides) and `metadata` to `path`, replacing a file there in one step.
 
     The data are laid out as the safetensors library does (wide dtypes first, then by key); metadata keys are sorted,
     which the library does not do, so that equal content gives equal bytes. A mapped source at `path` keeps its data.
+    seal: gives the metadata that take the place of `metadata`, as long as they are, once the data are written.
     Raises `SourceError` for values a file cannot hold and for a folder that cannot be written.
     """
     path = Path(path)
@@ -52,6 +57,12 @@ def write_safetensors(
         file.write(header)
         for tensor in ordered.values() if copied is None else _copy(file, ordered, copied):
             file.write(data_of(tensor))
+        if seal is not None:
+            sealed = header_of(ordered, _checked(seal(), path.name))
+            if len(sealed) != len(header):
+                raise ValueError(f"{path.name}: its last metadata need another room than its first.")
+            file.seek(0)
+            file.write(sealed)
 
     write_whole(path, write)
 

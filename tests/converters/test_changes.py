@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
@@ -99,9 +100,9 @@ def test_metadata_and_trigger_words_survive(source: Path) -> None:
 def test_a_file_says_where_it_came_from(source: Path) -> None:
     first = made(source, "diffusers")
     (entry,) = json.loads(header(first.file)[HISTORY])
-    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
-    assert entry == {"source": sha256, "version": diffadapt.__version__, "plan": {"to": "diffusers"}}
-    assert first.sha256 == sha256
+    digest = blake3(source.read_bytes()).hexdigest()
+    assert entry == {"blake3": digest, "version": diffadapt.__version__, "plan": {"to": "diffusers"}}
+    assert first.blake3 == digest
     again = first.file.rename(source.with_name("first.safetensors"))
     two = json.loads(header(made(again, "kohya", dtype="fp32").file)[HISTORY])
     assert [one["plan"] for one in two] == [{"to": "diffusers"}, {"to": "kohya", "dtype": "fp32"}]
