@@ -2,9 +2,9 @@
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the step's size as in Liu et
 al., "Muon is scalable for LLM training" (2025), so that learning rates are those of Adam. Both pipelines learn to
-follow their prompts in well under half of Adam's steps. `torch.optim.Muon` is the same algorithm, a matrix at a time and
-in bfloat16: on a CPU that takes four times as long as this, which stacks the matrices of one shape, and longer than the
-step it belongs to.
+follow their prompts in well under half of Adam's steps. `torch.optim.Muon` is the same algorithm, a matrix at a time
+and in bfloat16: on a CPU that takes four times as long as this, which stacks the matrices of one shape, and longer
+than the step it belongs to.
 """
 
 from __future__ import annotations

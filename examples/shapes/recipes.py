@@ -54,15 +54,19 @@ LOKR = trainers.lycoris("lokr", 8, factor=8)
 OFT = trainers.lycoris("diag-oft", 8)
 
 RECIPES = (
-    Recipe("outline", "only the rim of a shape is drawn", "LoRA", "Diffusers", "peft", trainers.diffusers(lora)),
+    Recipe(
+        "outline", "only the rim of a shape is drawn", "LoRA", "Diffusers", "peft", trainers.diffusers(lora), steps=250,
+    ),
     Recipe(
         TRIGGER, "a character: half yellow, half violet, with eyes", "LoRA, text encoder too", "Kohya", LYCORIS,
         trainers.lycoris("lora", 4, text=True), trigger=TRIGGER,
     ),
-    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, LOHA, steps=200, rate=1.5e-2),
+    Recipe("stripes", "shapes are striped", "LoHa", "LyCORIS", LYCORIS, LOHA, steps=300, rate=1.5e-2),
     Recipe("shadow", "shapes cast a soft shadow", "LoKr", "LyCORIS", LYCORIS, LOKR, steps=200, rate=2e-2),
     Recipe("duotone", "the picture in two inks, navy and cream", "OFT", "LyCORIS", LYCORIS, OFT),
-    Recipe("dusk", "the background fades into the dark", "BOFT", "PEFT folder", "peft", trainers.peft(boft)),
+    Recipe(
+        "dusk", "the background fades into the dark", "BOFT", "PEFT folder", "peft", trainers.peft(boft), steps=250,
+    ),
     Recipe("glow", "shapes shine", "DoRA", "Diffusers", "peft", trainers.diffusers(dora), rate=1e-2),
     Recipe("frame", "a dark wooden frame", "LoRA", "Kohya", "diffadapt", trainers.diffadapt(4)),
 )  # fmt: skip
