@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -33,6 +34,9 @@ LYCORIS = {
     "ia3": ("ia3", {}),
 }
 """LyCORIS variants by our name: (algo, options)."""
+
+FEW = "mid_block_(resnets_0|attentions_0_proj_in|attentions_0_transformer_blocks_0_attn2)|attn1_to_q"
+"""Modules of `write_lycoris`: a few in every block, and in the middle one of each kind."""
 
 
 def unet(seed: int = 0, **options) -> UNet2DConditionModel:
@@ -114,6 +118,11 @@ def write_lycoris(model: nn.Module, name: str, path: Path, seed: int = 7) -> Ten
     net.restore()
     save_file(tensors, path)
     return truth
+
+
+def thinned(path: Path, kept: str = FEW) -> dict[str, Tensor]:
+    """The part of a file whose keys have a match: a compiler takes a second and more for every adapted layer."""
+    return {key: tensor for key, tensor in load_file(path).items() if re.search(kept, key)}
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

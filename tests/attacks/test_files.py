@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.attacks.files import all_files
+from tests.attacks.files import all_files, code_pickles
 
 SECONDS = 20
 MEBIBYTES = 768
@@ -62,6 +62,6 @@ def test_the_canary_would_show(tmp_path):
     import pickle
 
     canary = tmp_path / "CANARY"
-    content = dict(all_files(str(canary)))["pickle-bare-2-system.pt"]
+    content = dict(code_pickles(str(canary)))["bare-2-system"]
     pickle.loads(content)
     assert canary.exists()

@@ -138,13 +138,15 @@ def test_a_replaced_model_is_hooked_at_the_next_load(loaded, built) -> None:
     assert not old._forward_hooks
 
 
-def test_compiled(loaded, built) -> None:
+def test_compiled(ours, built) -> None:
     """The scale reaches a compiled denoiser, whole graph where none is given."""
-    full, half = denoise(loaded), denoise(loaded, cross_attention_kwargs={"scale": 0.5})
-    loaded.unet = torch.compile(loaded.unet, backend="eager", fullgraph=True)
-    torch.testing.assert_close(denoise(loaded), full)
-    loaded.load_lora_weights(lora(built["sd"], 2), adapter_name="b")  # hooks the compiled model
-    loaded.set_adapters("a")
-    torch.testing.assert_close(denoise(loaded), full)
-    torch.testing.assert_close(denoise(loaded, cross_attention_kwargs={"scale": 0.5}), half)
-    torch.testing.assert_close(denoise(loaded), full)
+    few = {"text": False, "target_modules": r".*(mid_block.*to_out\.0|to_q)"}  # a compiler is slow with many modules
+    ours.load_lora_weights(lora(ours, 1, **few), adapter_name="a")
+    full, half = denoise(ours), denoise(ours, cross_attention_kwargs={"scale": 0.5})
+    ours.unet = torch.compile(ours.unet, backend="eager", fullgraph=True)
+    torch.testing.assert_close(denoise(ours), full)
+    ours.load_lora_weights(lora(built["sd"], 2, **few), adapter_name="b")  # hooks the compiled model
+    ours.set_adapters("a")
+    torch.testing.assert_close(denoise(ours), full)
+    torch.testing.assert_close(denoise(ours, cross_attention_kwargs={"scale": 0.5}), half)
+    torch.testing.assert_close(denoise(ours), full)
