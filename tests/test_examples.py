@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,9 +19,33 @@ EXAMPLES = {
     "take_over": ["base image bit for bit: True"],
     "train_shapes": ["unet frame LoRA", "dit frame LoRA"],
 }
+LONG = "train_shapes"
+"""This one starts processes of its own; the others share one, which imports the libraries once."""
 STYLES = ("outline", "zibo", "dusk", "frame")
-ARGUMENTS = {"train_shapes": ["--work", "work", "--share", "0.001", "--styles", *STYLES]}
+ARGUMENTS = ["--work", "work", "--share", "0.001", "--styles", *STYLES]
 """A thousandth of the steps, one adapter of each trainer: the way from nothing to package data, not the result."""
+EACH = """
+import contextlib, io, json, os, runpy, sys, traceback
+
+folder, names = sys.argv[1], sys.argv[2:]
+sys.path.insert(0, folder)
+for name in names:
+    path = os.path.join(folder, name + ".py")
+    sys.argv, error, said = [path], "", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except BaseException:
+            error = traceback.format_exc()
+    print(json.dumps([name, said.getvalue(), error]), flush=True)
+"""
+"""Runs every script as Python would alone, one after the other, and says what each printed and how it failed."""
+
+
+def child(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    command = (sys.executable, *command)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_every_example_is_listed() -> None:
@@ -28,20 +53,27 @@ def test_every_example_is_listed() -> None:
     assert scripts == set(EXAMPLES)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_example(name: str, tmp_path: Path) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    script = ROOT / "examples" / f"{name}.py"
-    done = subprocess.run(
-        [sys.executable, str(script), *ARGUMENTS.get(name, [])],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each of the short examples printed."""
+    names = [name for name in EXAMPLES if name != LONG]
+    done = child(tmp_path_factory.mktemp("examples"), "-c", EACH, str(ROOT / "examples"), *names)
+    found = {name: (text, error) for name, text, error in map(json.loads, done.stdout.splitlines())}
+    assert list(found) == names, done.stderr[-3000:]
+    assert not any(error for _, error in found.values()), found
+    return {name: text for name, (text, _) in found.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != LONG])
+def test_example(name: str, printed: dict[str, str]) -> None:
     for expected in EXAMPLES[name]:
+        assert expected in printed[name], printed[name]
+
+
+def test_the_long_example(tmp_path: Path) -> None:
+    done = child(tmp_path, str(ROOT / "examples" / f"{LONG}.py"), *ARGUMENTS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for expected in EXAMPLES[LONG]:
         assert expected in done.stdout, done.stdout
 
 
