@@ -74,8 +74,21 @@ def sdxl() -> StableDiffusionXLPipeline:
     )  # fmt: skip
 
 
+_MADE: dict[str, dict[str, Tensor]] = {}
+
+
 def lora(pipe: Any, seed: int, *, unet: bool = True, text: bool = True, **options: Any) -> dict[str, Tensor]:
-    """A LoRA's state dict, as `save_lora_weights` writes it. options: of `LoraConfig`."""
+    """A LoRA's state dict, as `save_lora_weights` writes it. options: of `LoraConfig`.
+
+    Each is made once: all pipelines of a class are alike here, and PEFT takes a second.
+    """
+    key = repr((type(pipe).__name__, seed, unet, text, sorted(options.items())))
+    if key not in _MADE:
+        _MADE[key] = _lora(pipe, seed, unet, text, options)
+    return {name: tensor.clone() for name, tensor in _MADE[key].items()}
+
+
+def _lora(pipe: Any, seed: int, unet: bool, text: bool, options: dict[str, Any]) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     state: dict[str, Tensor] = {}
     parts = {"unet": UNET_MODULES} if unet else {}
