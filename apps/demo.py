@@ -112,12 +112,12 @@ def picture_sheet(shown: Shown, wishes: Wishes) -> Image:
     options = shapes.settings(shown.name) | wishes.overrides
     rates = shapes.accuracy(shown.name)
     prompts, right = rates.pop("prompts"), rates.pop("right", None)
-    followed = ", ".join(f"{key} {rate:.0%}" for key, rate in rates.items())
+    followed = ", ".join(f"{key} {rate:.1%}" for key, rate in rates.items())
     weights = sum(p.numel() for m in shown.pipe.components.values() if isinstance(m, nn.Module) for p in m.parameters())
     about = (
         f"{type(shown.pipe).__name__}, {weights / 1e6:.1f} million parameters; {options['num_inference_steps']} steps, "
         f"seed {wishes.seed}, {'merged' if wishes.merged else 'live'} adapters. Drawn right in {prompts:g} prompts of "
-        f"unseen combinations: {followed}{'' if right is None else f'; all at once {right:.0%}'}."
+        f"unseen combinations: {followed}{'' if right is None else f'; all at once {right:.1%}'}."
     )
     return sheet(shapes.title(shown.name), about, rows(shown.samples, shown.pictures, shown.proof, wishes))
 

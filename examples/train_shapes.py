@@ -2,7 +2,7 @@
 
     python examples/train_shapes.py --out diffadapt/shapes/data
 
-Everything is drawn and trained on the spot, from fixed seeds, in about an hour on two CPU cores: the autoencoder first,
+Everything is drawn and trained on the spot, from fixed seeds, in under an hour on two CPU cores: the autoencoder first,
 then the two pipelines side by side, each followed by its adapters and their scores. It can be stopped and called again:
 checkpoints are in `out/shapes`, and what is finished is not done twice. Needs peft and lycoris-lora (the extra `test`).
 """

@@ -109,7 +109,7 @@ def test_its_home_library_makes_the_same_picture(name: str, sample: shapes.Sampl
 @every_pipeline
 def test_two_adapters_compose(name: str, pipe: Any) -> None:
     found = {sample.name: sample for sample in shapes.adapters(name)}
-    prompts = [found["frame"].prompt] * 3
+    prompts = [found["outline"].prompt] * 3  # in the middle, where a frame leaves it whole
     for style in ("outline", "frame"):
         pipe.load_adapter(found[style].path, adapter_name=style)
     made = pictures(pipe, name, prompts)
@@ -138,9 +138,10 @@ def test_an_adapter_acts_in_its_region(name: str, pipe: Any) -> None:
     everywhere, before = pictures(pipe, name, [duotone.prompt] * 3), plain(name, duotone.prompt)
     with diffadapt.regional(pipe, {"it": (0, 0, 0.5, 1)}):
         made = pictures(pipe, name, [duotone.prompt] * 3)
-    # the last columns before the seam are left out: the autoencoder looks some pixels far
+    # The last columns before the seam are left out, because the autoencoder looks some pixels far. The halves see each
+    # other by attention in every step, so that neither is quite what it is alone.
     left, right = (slice(0, 26), slice(38, 64))
     towards = [(made - other)[..., left].abs().mean() for other in (everywhere, before)]
-    assert towards[0] < 0.8 * towards[1]
+    assert towards[0] < 0.9 * towards[1]
     towards = [(made - other)[..., right].abs().mean() for other in (before, everywhere)]
-    assert towards[0] < 0.8 * towards[1]
+    assert towards[0] < 0.9 * towards[1]
