@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from diffadapt.converters.workers import Died, each
-from diffadapt.errors import DiffAdaptError, NonFiniteError, SourceError
+from diffadapt.errors import ConvertError, DiffAdaptError, NonFiniteError, SourceError
 from diffadapt.explain.sources import Kind, find
 from diffadapt.fingerprint import fingerprint
+from diffadapt.io.safetensors_writer import write_whole
 from diffadapt.io.source import read_checkpoint
 from diffadapt.reading import read_adapter
 
@@ -146,6 +147,21 @@ def duplicates(database: sqlite3.Connection) -> list[list[sqlite3.Row]]:
         groups.setdefault(row["fingerprint"], []).append(row)
     several = [group for group in groups.values() if len(group) > 1]
     return sorted(several, key=lambda group: -sum(row["size"] for row in group[1:]))
+
+
+def export(database: sqlite3.Connection, path: Path) -> None:
+    """Write all rows to a Parquet file, columns as in the index. Raises ConvertError where pyarrow is not installed,
+    SourceError where the file cannot be written."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConvertError('A Parquet file needs pyarrow: pip install "diffadapt[parquet]".') from error
+    kinds = {"INTEGER": pyarrow.int64(), "REAL": pyarrow.float64(), "TEXT": pyarrow.string()}
+    schema = pyarrow.schema([(name, kinds[kind.split()[0]]) for name, kind in COLUMNS.items()])
+    rows = [dict(row) for row in database.execute("SELECT * FROM files ORDER BY path")]
+    table = pyarrow.Table.from_pylist(rows, schema)
+    write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))
 
 
 def health(database: sqlite3.Connection) -> Counter[str]:

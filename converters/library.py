@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffadapt.converters.index import BROKEN, OK, PROBLEM, duplicates, health, open_index, update
+from diffadapt.converters.index import BROKEN, OK, PROBLEM, duplicates, export, health, open_index, update
 from diffadapt.converters.interrupt import INTERRUPTED, first_interrupt
 from diffadapt.errors import DiffAdaptError
 
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     )  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as cores)")
     parser.add_argument("--json", action="store_true", help="lines of JSON")
+    if command == "index":
+        parser.add_argument("--parquet", type=Path, metavar="FILE", help="write the index to a Parquet file, too")
     if command == "dedupe":
         parser.add_argument("--delete", action="store_true", help="delete all but the first of each group")
 
@@ -66,6 +68,8 @@ def _say_index(database: sqlite3.Connection, chosen: argparse.Namespace) -> int:
     if chosen.json:
         for row in database.execute("SELECT * FROM files ORDER BY path"):
             print(json.dumps(dict(row)))
+    if chosen.parquet is not None:
+        export(database, chosen.parquet)
     print(_counts(health(database)), file=sys.stderr if chosen.json else sys.stdout)
     return 0
 

@@ -16,8 +16,8 @@ from diffadapt.explain.files import Outcome, Wanted, explain_each
 from diffadapt.explain.sources import find
 
 MODULES = {
-    "convert": "command", "index": "library", "scan": "library", "dedupe": "library", "merge": "making",
-    "extract": "making",
+    "convert": "command", "resize": "command", "index": "library", "scan": "library", "dedupe": "library",
+    "merge": "making", "extract": "making",
 }  # fmt: skip
 """Commands of `diffadapt.converters`, and the module of each."""
 
@@ -79,11 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_inspect(commands.add_parser("inspect", help="say what a file is: dialect, family, algorithms, problems"))
     _add_demo(commands.add_parser("demo", help="draw with small embedded pipelines and their adapters, offline"))
     _add_convert(commands.add_parser("convert", help="files to another dialect, size or algorithm, in batches"))
+    resize = commands.add_parser("resize", help="smaller ranks: `convert` with a rule for them")
+    _add_convert(resize)
     for name, what in MAKING.items():
         _add_making(commands.add_parser(name, help=what), name)
     for name, what in LIBRARY.items():
         _add_library(commands.add_parser(name, help=what), name)
     chosen = parser.parse_args(arguments)
+    if chosen.command == "resize" and not any((chosen.rank, chosen.ratio, chosen.share, chosen.cumulative)):
+        resize.error("one of --rank, --ratio, --share, --cumulative is needed")
     if chosen.command in MODULES:
         code: int = import_module(f"diffadapt.converters.{MODULES[chosen.command]}").run(chosen)
         return code

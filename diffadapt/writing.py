@@ -20,7 +20,7 @@ from diffadapt.dialects import Dialect, dialect_named
 from diffadapt.dialects.embeddings import bundle_keys
 from diffadapt.dialects.peft_config import METADATA_KEY
 from diffadapt.dialects.peft_writing import Numbers, header, peft_config
-from diffadapt.errors import DialectError
+from diffadapt.errors import AlgorithmError, DialectError
 from diffadapt.families import Family, family_named
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer
 from diffadapt.io.checkpoint import RawCheckpoint
@@ -239,7 +239,12 @@ def _numbers(delta: Delta) -> Numbers:
 
 def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
     """Raise DialectError unless what was encoded reads back as the same deltas on the same modules."""
-    again = interpret(written, name=adapter.name) if written.tensors else adapter
+    try:
+        again = interpret(written, name=adapter.name) if written.tensors else adapter
+    except AlgorithmError as error:  # its tensors mean nothing without a config, which this dialect does not have
+        raise DialectError(
+            f"{dialect.name}: cannot hold this adapter ({error}) Write {adapter.dialect} instead."
+        ) from error
     lost = [target.module for target in adapter.targets if target not in again.targets]
     lost += [foreign.module for foreign in adapter.foreign if foreign not in again.foreign]
     if lost:
@@ -270,6 +275,8 @@ def _difference(one: object, other: object, what: str = "delta") -> str | None:
         same_scale = getattr(one, "scale", None) is not None and _difference(one.scale, other.scale) is None  # type: ignore[attr-defined]
         names = [f.name for f in dataclasses.fields(one) if not (same_scale and f.name in _SCALE_FIELDS)]
         pairs = [(getattr(one, name), getattr(other, name), name) for name in names]
+    elif isinstance(one, Delta) and isinstance(other, Delta):
+        return f"{what} would be {other.algorithm} instead of {one.algorithm}"
     else:
         return None if one == other else f"{what} would be {other!r} instead of {one!r}"
     return next((text for a, b, name in pairs if (text := _difference(a, b, name))), None)

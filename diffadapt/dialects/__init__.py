@@ -11,12 +11,13 @@ from diffadapt.dialects.comfy import Comfy
 from diffadapt.dialects.diffusers import Diffusers
 from diffadapt.dialects.kohya import Kohya, KohyaOFT
 from diffadapt.dialects.lycoris import Lycoris
+from diffadapt.dialects.onetrainer import OneTrainer
 from diffadapt.dialects.peft import Peft
 from diffadapt.dialects.xlabs import XLabs
 from diffadapt.errors import DialectError
 
 DIALECTS: tuple[Dialect, ...] = (
-    KohyaOFT(), Lycoris(), Kohya(), XLabs(), AttentionProcessors(), Peft(), Comfy(), Diffusers(), Bare(),
+    KohyaOFT(), Lycoris(), Kohya(), OneTrainer(), XLabs(), AttentionProcessors(), Peft(), Comfy(), Diffusers(), Bare(),
 )  # fmt: skip
 
 __all__ = ["DIALECTS", "Dialect", "Facts", "Key", "Recognition", "dialect_named", "recognise"]

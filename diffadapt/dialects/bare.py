@@ -9,8 +9,7 @@ from diffadapt.adapter import TargetKey
 from diffadapt.dialects.base import COMPONENT_WORD, Facts, Key, Recognition, Slot, evidence
 from diffadapt.dialects.diffusers import dotted_writer
 from diffadapt.dialects.dotted import Dotted, unwrap
-from diffadapt.dialects.roles import PEFT_SPELLING, split_role
-from diffadapt.errors import DialectError
+from diffadapt.dialects.roles import PEFT_SPELLING, split_role, unnamed
 from diffadapt.families.base import Family
 
 
@@ -38,7 +37,7 @@ class Bare(Dotted):
     def join(self, target: TargetKey, role: str, family: Family | None) -> str:
         ending = PEFT_SPELLING.get(role)
         if ending is None:
-            raise DialectError(f"bare: has no name for the tensor '{role}' of {target.module}; try kohya.")
+            raise unnamed("bare", role, target.module)
         return f"{target.module}.{ending}"
 
 

@@ -13,7 +13,7 @@ from diffadapt.dialects.base import Facts, Key, Slot
 from diffadapt.dialects.diffusers import dotted_writer
 from diffadapt.dialects.dotted import Dotted
 from diffadapt.dialects.kohya import DENOISERS
-from diffadapt.dialects.roles import COMFY_SPELLING, split_role
+from diffadapt.dialects.roles import COMFY_SPELLING, split_role, unnamed
 from diffadapt.errors import DialectError
 from diffadapt.families.base import Family
 
@@ -46,7 +46,7 @@ class Comfy(Dotted):
     def join(self, target: TargetKey, role: str, family: Family | None) -> str:
         ending = COMFY_SPELLING.get(role)
         if ending is None:
-            raise DialectError(f"comfy: has no name for the tensor '{role}' of {target.module}.")
+            raise unnamed("comfy", role, target.module)
         if family is not None and target.component in family.inside:
             inner = family.inside[target.component].native_name(target.module)
             return f"diffusion_model.{inner or target.module}.{ending}"

@@ -9,8 +9,7 @@ from diffadapt.adapter import TargetKey
 from diffadapt.dialects.base import Facts, Slot
 from diffadapt.dialects.dotted import COMPONENTS, Dotted
 from diffadapt.dialects.peft_config import METADATA_KEY
-from diffadapt.dialects.roles import PEFT_SPELLING
-from diffadapt.errors import DialectError
+from diffadapt.dialects.roles import PEFT_SPELLING, unnamed
 from diffadapt.families.base import Family
 
 
@@ -27,7 +26,7 @@ class Diffusers(Dotted):
     def join(self, target: TargetKey, role: str, family: Family | None) -> str:
         ending = PEFT_SPELLING.get(role)
         if ending is None or f"{target.component}." not in COMPONENTS:
-            raise DialectError(f"diffusers: has no name for '{role}' of {target.component} {target.module}; try kohya.")
+            raise unnamed("diffusers", role, f"{target.component} {target.module}")
         return f"{target.component}.{target.module}.{ending}"
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 from diffadapt.adapter import TargetKey
 from diffadapt.algorithms.base import Context
 from diffadapt.dialects.base import ContextOf, Facts, Key, Prefixed, Slot
-from diffadapt.dialects.roles import KOHYA_SPELLING
+from diffadapt.dialects.roles import KOHYA_SPELLING, unnamed
 from diffadapt.errors import DialectError
 from diffadapt.families.base import Family
 
@@ -40,7 +40,7 @@ class Kohya(Prefixed):
     def join(self, target: TargetKey, role: str, family: Family | None) -> str:
         ending = KOHYA_SPELLING.get(role)
         if ending is None:
-            raise DialectError(f"{self.name}: has no name for the tensor '{role}' of {target.module}.")
+            raise unnamed(self.name, role, target.module)
         return f"{self.prefix_of(target, family)}{self.module_of(target, family).replace('.', '_')}.{ending}"
 
     def module_of(self, target: TargetKey, family: Family | None) -> str:

@@ -8,8 +8,7 @@ from typing import ClassVar
 from diffadapt.adapter import TargetKey
 from diffadapt.dialects.base import Facts, Key, Recognition, Slot, evidence
 from diffadapt.dialects.dotted import PEFT_PREFIX, Dotted
-from diffadapt.dialects.roles import PEFT_SPELLING, split_role
-from diffadapt.errors import DialectError
+from diffadapt.dialects.roles import PEFT_SPELLING, split_role, unnamed
 from diffadapt.families.base import Family
 
 _REPLACED = {"weight": "set_weight", "bias": "set_bias"}
@@ -49,5 +48,5 @@ class Peft(Dotted):
     def join(self, target: TargetKey, role: str, family: Family | None) -> str:
         ending = PEFT_SPELLING.get(role)
         if ending is None:
-            raise DialectError(f"peft: has no name for the tensor '{role}' of {target.module}; try kohya.")
+            raise unnamed("peft", role, target.module)
         return f"{PEFT_PREFIX}{target.module}.{ending}"

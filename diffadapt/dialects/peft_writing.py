@@ -33,7 +33,7 @@ def peft_config(modules: Mapping[str, Numbers], dialect: str) -> dict[str, Any]:
     (method,) = kinds if len(kinds) == 1 else (None,)
     if method is None:
         seen = ", ".join(sorted({numbers.kind for numbers in modules.values()}))
-        raise DialectError(f"{dialect}: one PEFT config cannot describe {seen} together; write kohya instead.")
+        raise DialectError(f"{dialect}: no PEFT config of ours describes {seen} in one file; write kohya, or keep it.")
     flags = {(numbers.stabilised, numbers.bias, numbers.dora) for numbers in modules.values()}
     if len(flags) > 1:
         raise DialectError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from diffadapt.errors import DialectError
+
 # Endings that mean the same under another name. The canonical spellings, with and without `.weight`, are added below.
 _SPELLINGS = {
     "lora_A.weight": "lora_down", "lora_B.weight": "lora_up", "lora_B.bias": "lora_up_bias",
@@ -137,3 +139,11 @@ COMFY_SPELLING: Mapping[str, str] = {
     **KOHYA_SPELLING, "lora_down": "lora_A.weight", "lora_up": "lora_B.weight", "lora_up_bias": "lora_B.bias",
 }  # fmt: skip
 """Canonical role -> ending, of dotted files with alpha (OneTrainer's COMFY)."""
+
+
+def unnamed(dialect: str, role: str, module: str) -> DialectError:
+    """The error of a dialect that cannot name a tensor, and what can be done."""
+    way = "only the layout it came in has one: keep the file, or convert with --algorithm lora"
+    if role in KOHYA_SPELLING:
+        way = "try kohya"
+    return DialectError(f"{dialect}: has no name for the tensor '{role}' of {module}; {way}.")

@@ -84,7 +84,7 @@ def _name(address: str) -> str:
 
 
 def _opened(address: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
 
     files, path = url_to_fs(address)
     return files, path

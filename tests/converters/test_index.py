@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,17 @@ def test_what_is_no_index_is_refused(library: Path, tmp_path: Path) -> None:
         database.execute("UPDATE about SET version = 99")
     with pytest.raises(SourceError, match="version 99"), open_index(tmp_path / "new.sqlite"):
         pass
+
+
+def test_an_index_as_parquet(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import parquet
+
+    out = tmp_path / "index.parquet"
+    assert main(["index", str(library), "--parquet", str(out)]) == 0
+    table = parquet.read_table(out)
+    assert table.column_names == list(COLUMNS)
+    with open_index(library / "diffadapt-index.sqlite") as database:
+        known = [dict(row) for row in database.execute("SELECT * FROM files ORDER BY path")]
+    assert table.to_pylist() == known
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["index", str(library), "--parquet", str(out)]) == 1

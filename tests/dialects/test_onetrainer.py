@@ -30,6 +30,7 @@ from diffadapt.families import Family, family_named
 from diffadapt.inject.fitting import fitted
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.reading import interpret
+from diffadapt.writing import compose
 from tests import tiny
 from tests.families import models
 from tests.families.full_size import on_meta
@@ -271,3 +272,18 @@ def test_rows_left_unexchanged_come_back_so(case, tmp_path):
     again = load_file(adapter.save(tmp_path / "two.safetensors"))
     assert again.keys() >= {key for key in outer if not key.endswith("alpha")}
     assert all(torch.equal(again[key], tensor) for key, tensor in outer.items() if key in again)
+
+
+# -- writing its names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(TARGETS) - {"stable_cascade"}))
+def test_its_own_names_are_written_as_it_writes_them(name):
+    shapes = files(name).get("lora legacy")
+    if shapes is None:  # that format came later than these models
+        assert name in {"anima", "hidream", "ideogram4", "krea2", "sana_0_6b", "sana_1_6b", "wuerstchen2"}
+        return
+    adapter = interpret(RawCheckpoint(stand_in(shapes), HEADER), name="x")
+    made = compose(adapter, "onetrainer").tensors
+    assert made.keys() == shapes.keys()
+    assert all(list(tensor.shape) == shapes[key] for key, tensor in made.items())
