@@ -22,9 +22,9 @@ def tlora(tmp_path_factory):
     model = tiny.unet()
     LycorisNetwork.apply_preset({"target_module": ["Attention"]})
     LycorisNetwork.LORA_PREFIX = "lora_unet"
-    gc.freeze()  # LyCORIS collects garbage once a layer here: of all that earlier tests imported, too
+    gc.collect()
+    gc.freeze()  # LyCORIS collects garbage once a layer here: of all that earlier tests left, too
     net = create_lycoris(model, 1.0, linear_dim=4, linear_alpha=4, algo="tlora")
-    gc.unfreeze()
     net.apply_to()
     torch.manual_seed(5)
     with torch.no_grad():
