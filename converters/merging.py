@@ -1,7 +1,7 @@
 """Adapters into a base checkpoint on disk: file by file, one layer in memory at a time; what does not change is copied.
 
-A base is a `.safetensors` file (in Diffusers' names, or a single file of the original code, of which the denoiser is
-merged into), a folder of one model or of a whole pipeline, in shards or not. Sums are in float32, rounded once, against
+A base is a `.safetensors` file (in Diffusers' names, or a single file of the original code, text encoders included), a
+folder of one model or of a whole pipeline, in shards or not. Sums are in float32, rounded once, against
 the base weight for every adapter, as `pipe.adapters.merge()` does it.
 """
 
@@ -10,36 +10,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from torch import Tensor
 
 import diffadapt
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.algorithms.base import Delta
-from diffadapt.combine.checkpoints import ORIGINAL, component_files, plain
+from diffadapt.combine.checkpoints import component_files, plain
+from diffadapt.converters.original import Piece, encoders, pieces, split
 from diffadapt.errors import ConvertError
 from diffadapt.families import Family, family_named
 from diffadapt.io.mapped import MappedTensors
-from diffadapt.io.safetensors import open_binary, read_safetensors
+from diffadapt.io.safetensors import open_binary, read_header, read_safetensors
 from diffadapt.io.safetensors_writer import copy_bytes, data_of, header_of, ordered_tensors, write_whole
 
 NOTE = "diffadapt.merged"
 """Metadata of a merged file: which adapters at which weights."""
-
-
-class Piece(NamedTuple):
-    """A Diffusers module of which a parameter holds some rows. start, stop: which; None for all. turned: the halves of
-    its rows stand the other way round in the file (native shift|scale)."""
-
-    target: TargetKey
-    start: int | None = None
-    stop: int | None = None
-    turned: bool = False
 
 
 @dataclass
@@ -68,7 +58,9 @@ def merge_files(
         raise ConvertError(f"{target}: is there already; name another place for the result.")
     job = _Merge(adapters)
     weights = component_files(source, None)
-    job.check({component for component, _ in weights})
+    single = next((file for component, file in weights if component is None), None)
+    inside = encoders(read_header(single).tensors, job.family) if single is not None else set()
+    job.check({component for component, _ in weights} | inside)
     try:
         if source.is_dir():
             job.copy_rest(source, target, [file for _, file in weights])
@@ -95,7 +87,7 @@ class _Merge:
         families = {adapter.family for adapter, _ in adapters}
         self.family: Family | None = family_named(families.pop()) if len(families) == 1 else None
 
-    def check(self, components: set[str | None]) -> None:
+    def check(self, components: Collection[str | None]) -> None:
         """Raise ConvertError before anything is written where a component is missing."""
         denoiser = self.family.slots.get("denoiser") if self.family else None
         there = {denoiser if component is None else component for component in components}
@@ -142,7 +134,7 @@ class _Merge:
         self, name: str, tensor: Tensor, all_of: Mapping[str, Tensor], component: str | None
     ) -> Tensor | None:
         """A parameter with what the adapters change of it; None where that is nothing."""
-        module, _, role = name.rpartition(".")
+        module, role, its_weight = split(name)
         if role not in ("weight", "bias") or not tensor.is_floating_point():
             return None
         total: Tensor | None = None
@@ -151,7 +143,7 @@ class _Merge:
                 delta = adapter.targets.get(piece.target)
                 if delta is None or not strength:
                     continue
-                weight = all_of.get(f"{module}.weight", tensor)
+                weight = all_of.get(its_weight, tensor)
                 change = _change(delta, role, _rows(tensor, piece), _rows(weight, piece))
                 (self.done.used if role == "weight" else self.done.biased).add(piece.target)
                 if role == "weight" and _change(delta, "bias", tensor.new_zeros(len(tensor)), weight) is not None:
@@ -171,20 +163,8 @@ class _Merge:
         """The Diffusers modules that a module of the base is, or holds."""
         if component is not None:
             yield Piece(TargetKey(component, plain(component, f"{module}.")[:-1]))
-            return
-        denoiser = self.family.slots.get("denoiser") if self.family else None
-        if self.family is None or denoiser is None or not module.startswith(ORIGINAL):
-            return
-        route = self.family.components[denoiser].resolve(module.removeprefix(ORIGINAL))
-        if route is None:
-            return
-        if len(route.modules) == 1:
-            if route.part is None:
-                yield Piece(TargetKey(denoiser, route.modules[0]), turned=bool(route.exchange))
-            return
-        unit, stops = rows // sum(route.shares), [*accumulate(route.shares)]
-        for target, start, stop in zip(route.modules, [0, *stops], stops, strict=False):
-            yield Piece(TargetKey(denoiser, target), start * unit, stop * unit)
+        else:
+            yield from pieces(module, rows, self.family)
 
     def finish(self) -> None:
         """Raise ConvertError where something was not merged."""

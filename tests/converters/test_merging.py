@@ -104,6 +104,56 @@ def test_a_single_file_of_the_original_code(sources: dict[str, Path], tmp_path: 
         assert torch.allclose(seen[f"{ORIGINAL}{names.native_name(module) or module}.{role}"], tensor, atol=1e-6), key
 
 
+def open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The layers of a CLIP as OpenCLIP names them, with q, k and v in one."""
+    names = {
+        "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+    }  # fmt: skip
+    found = {}
+    for number in range(2):
+        layer = {key.partition(f"layers.{number}.")[2]: v for key, v in state.items() if f"layers.{number}." in key}
+        block = f"transformer.resblocks.{number}"
+        for role in ("weight", "bias"):
+            found |= {f"{block}.{other}.{role}": layer[f"{name}.{role}"].clone() for name, other in names.items()}
+            parts = [layer[f"self_attn.{part}_proj.{role}"] for part in "qkv"]
+            found[f"{block}.attn.in_proj_{role}"] = torch.cat(parts)
+    return found
+
+
+def test_text_encoders_of_a_single_file(tmp_path: Path) -> None:
+    """SDXL's two: one with the names of transformers, one with OpenCLIP's."""
+    pipe = tiny.sdxl()
+    prefixes = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+
+    def as_file() -> dict[str, torch.Tensor]:
+        first = {
+            f"text_model.{key.removeprefix('text_model.')}": v for key, v in pipe.text_encoder.state_dict().items()
+        }
+        parts = (first, open_clip(pipe.text_encoder_2.state_dict()))
+        pairs = zip(prefixes, parts, strict=True)
+        return {prefix + key: tensor.clone() for prefix, part in pairs for key, tensor in part.items()}
+
+    random, file = torch.Generator().manual_seed(0), {}
+    for prefix, encoder in (("lora_te1", pipe.text_encoder), ("lora_te2", pipe.text_encoder_2)):
+        for name, module in encoder.named_modules():
+            if isinstance(module, torch.nn.Linear) and "layers" in name:
+                key = f"{prefix}_text_model_{name.removeprefix('text_model.').replace('.', '_')}"
+                file[f"{key}.lora_down.weight"] = torch.randn(2, module.in_features, generator=random)
+                file[f"{key}.lora_up.weight"] = torch.randn(module.out_features, 2, generator=random)
+    base = as_file()
+    save_file(base | {"model.diffusion_model.out.2.bias": torch.ones(4)}, tmp_path / "model.safetensors")
+    adapter = replace(diffadapt.read_adapter(file, pipeline=pipe), candidates=("sdxl",))
+    done = merge_files(tmp_path / "model.safetensors", [(adapter, 0.7)], tmp_path / "out.safetensors")
+    pipe = diffadapt.enable(pipe)
+    pipe.load_adapter(adapter, adapter_name="a", weight=0.7)
+    pipe.adapters.merge()
+    seen = load_file(tmp_path / "out.safetensors")
+    del seen["model.diffusion_model.out.2.bias"]
+    assert_same(seen, as_file())
+    assert done.changed == sum(not torch.equal(seen[key], base[key]) for key in seen) == 2 * 2 * 6 - 2 * 2
+
+
 def test_a_bias_that_is_not_there_is_said(tmp_path: Path) -> None:
     state = tiny.unet().state_dict()
     save_file(state, tmp_path / "unet.safetensors")
