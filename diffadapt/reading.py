@@ -21,6 +21,7 @@ from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
 from diffadapt.families import Family
 from diffadapt.families.choose import Module, certain, choose, component_of
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer, parts
+from diffadapt.garbage import uncollected
 from diffadapt.grouping import Group, group_tensors
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.headers import stand_in
@@ -73,7 +74,8 @@ def interpret(
 ) -> Adapter:
     """The adapter that raw tensors make; see `read_adapter`."""
     try:
-        return _Reading(raw, name, alpha, classes).adapter()
+        with uncollected():
+            return _Reading(raw, name, alpha, classes).adapter()
     except (AlgorithmError, DialectError) as error:
         message = str(error)
         if message.startswith(f"{raw.name}:"):

@@ -23,6 +23,7 @@ from diffadapt.dialects.peft_writing import Numbers, header, peft_config
 from diffadapt.errors import AlgorithmError, DialectError
 from diffadapt.families import Family, family_named
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer
+from diffadapt.garbage import uncollected
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.safetensors_writer import Copied, Seal, write_safetensors, write_whole
 from diffadapt.reading import interpret
@@ -46,6 +47,7 @@ class Composed:
     beside: Mapping[str, Any] | None = None
 
 
+@uncollected()
 def compose(adapter: Adapter, dialect: str, *, folder: bool = False, name: str | None = None) -> Composed:
     """What an adapter's file in a dialect holds, checked by reading it back in memory.
 
