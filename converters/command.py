@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from diffadapt.converters.batch import Batch
+from diffadapt.converters import cluster, local
+from diffadapt.converters.batch import Batch, Engine
 from diffadapt.converters.interrupt import INTERRUPTED, first_interrupt
 from diffadapt.converters.plan import DTYPES, PARTS, Plan
 from diffadapt.converters.work import FAILED, Record
 from diffadapt.dialects import DIALECTS
-from diffadapt.errors import DiffAdaptError
+from diffadapt.errors import ConvertError, DiffAdaptError
 
 WRITTEN = tuple(sorted(dialect.name for dialect in DIALECTS))
+ENGINES: Mapping[str, Engine] = {"local": local.run, "ray": cluster.run}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = run.add_argument
     add("--dry-run", action="store_true", help="say what would be done")
     add("--overwrite", action="store_true", help="also results that are there and were made of something else")
+    add("--engine", choices=tuple(ENGINES), default="local", help="this machine's cores (default), or Ray's tasks")
     add("--workers", type=int, metavar="N", help="processes (default: as many as cores)")
     add("--shard", metavar="I/N", help="part I of N, for job arrays: every part has its own report")
     add("--report", type=Path, help="where the report goes (default: diffadapt-convert.jsonl in the output folder)")
@@ -66,11 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Run the command. Returns 0, or 1 by `--fail-on`, 2 for options that do not go together, 130 after Ctrl-C."""
+    """Run the command. Returns 0, or 1 by `--fail-on`, 130 after Ctrl-C; 2 for options that do not go together, and
+    where the engine is not to be had."""
     try:
         given = {field.name: getattr(chosen, field.name) for field in fields(Plan)}
         plan = Plan(**given | {"keep": tuple(chosen.keep)})
         batch = Batch(chosen.sources, chosen.out, plan, part=chosen.shard, report=chosen.report)
+        if chosen.engine == "ray":
+            cluster.imported()  # before a folder is made
     except DiffAdaptError as error:
         print(f"diffadapt convert: {error}", file=sys.stderr)
         return 2
@@ -78,11 +86,11 @@ def run(chosen: argparse.Namespace) -> int:
         return _tell(batch)
     counts: Counter[str] = Counter()
     with first_interrupt() as stop:
-        total = len(batch.jobs) + len(batch.missing)
-        records = batch.run(overwrite=chosen.overwrite, workers=chosen.workers, stop=stop)
-        for record in tqdm(records, "convert", total, unit="file", disable=total < 2 or None, leave=False):
-            counts[record.status] += 1
-            _show(record, chosen.json)
+        try:
+            _convert(batch, chosen, counts, stop)
+        except ConvertError as error:
+            print(f"diffadapt convert: {error}", file=sys.stderr)
+            return 2
     print(
         f"{', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}; {batch.report}", file=sys.stderr
     )
@@ -90,7 +98,21 @@ def run(chosen: argparse.Namespace) -> int:
         print("Stopped. The same command goes on where this one was.", file=sys.stderr)
         return int(INTERRUPTED)
     bad = counts[FAILED]
-    return int({"any": bad > 0, "all": 0 < bad == total, "none": False}[chosen.fail_on])
+    return int({"any": bad > 0, "all": 0 < bad == _total(batch), "none": False}[chosen.fail_on])
+
+
+def _convert(batch: Batch, chosen: argparse.Namespace, counts: Counter[str], stop: threading.Event) -> None:
+    """Run the batch, count what becomes of its files and show it. Raises ConvertError where the engine cannot begin."""
+    total = _total(batch)
+    options = {"overwrite": chosen.overwrite, "workers": chosen.workers, "engine": ENGINES[chosen.engine]}
+    records = batch.run(stop=stop, **options)
+    for record in tqdm(records, "convert", total, unit="file", disable=total < 2 or None, leave=False):
+        counts[record.status] += 1
+        _show(record, chosen.json)
+
+
+def _total(batch: Batch) -> int:
+    return len(batch.jobs) + len(batch.missing)
 
 
 def _show(record: Record, as_json: bool) -> None:
