@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections import defaultdict, deque
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 from diffadapt.converters.jobs import Job
 from diffadapt.converters.plan import Plan
@@ -29,7 +31,7 @@ RETRIES = 2
 
 AHEAD = 2
 """Tasks in flight for each processor: one that runs, and one that waits so that the processor never does. More would
-only fill the memory of the machine that begins them, and be more to take back when the batch is stopped."""
+only be more to take back when the batch is stopped."""
 
 _POLL, _LOOK = 0.2, 1.0  # seconds until a stop is seen; and until the cluster is looked at again
 _MIB = 1 << 20
@@ -38,7 +40,7 @@ _MIB = 1 << 20
 _COPIES, _ALWAYS = 3, 512 * _MIB
 # Requests come in steps: a worker is passed on at once only between tasks that ask for the same.
 _STEP = 256 * _MIB
-_STORE = 128 * _MIB  # for objects of Ray's; ours are a record for each file, and the default is a third of the memory
+_STORE = 128 * _MIB  # for objects of Ray's: ours are small, and by default they get nearly a third of the memory
 
 Stamp: TypeAlias = "tuple[int, int] | None"
 
@@ -121,6 +123,7 @@ def connected(ray: Any, workers: int | None = None) -> Iterator[int | None]:
     if address == "local":
         options = {"num_cpus": workers or cores(), "include_dashboard": False, "object_store_memory": _STORE}
     try:
+        _knock(address)
         # Ray's workers import from the working directory before all else, and it may hold anything that was downloaded.
         with chdir(Path(ray.__file__).parents[1]):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -132,6 +135,13 @@ def connected(ray: Any, workers: int | None = None) -> Iterator[int | None]:
         yield None if address == "local" else workers
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anybody is at an address. Raises OSError where not; Ray itself tries it for a quarter of an hour."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname and parts.port:
+        socket.create_connection((parts.hostname, parts.port), timeout=10).close()
 
 
 class Flight:

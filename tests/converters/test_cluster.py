@@ -234,15 +234,15 @@ def test_without_ray_or_a_cluster_it_is_said(
     arguments = ["convert", str(library), "--to", "kohya", "-o", str(tmp_path / "out"), "--engine", "ray"]
 
     def refused(*_: object, **__: object) -> None:
-        raise ConnectionError("Nobody answers.\nAt all.")
+        raise ConnectionError("Nobody answers.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray, "init", refused)
-        patch.setenv(cluster.ADDRESS, "10.0.0.1:6379")
+        patch.setenv(cluster.ADDRESS, "127.0.0.1:1")
         assert main(arguments) == 2
-        assert "No cluster at RAY_ADDRESS=10.0.0.1:6379 (Nobody answers.)." in capsys.readouterr().err
+        assert "No cluster at RAY_ADDRESS=127.0.0.1:1 (" in capsys.readouterr().err
+        patch.setattr(ray, "init", refused)
         patch.delenv(cluster.ADDRESS)
-        with pytest.raises(ConvertError, match="does not start on this machine"), cluster.connected(ray):
+        with pytest.raises(ConvertError, match=r"does not start on this machine \(Nobody"), cluster.connected(ray):
             pass
     shutil.rmtree(tmp_path / "out")
 
