@@ -47,7 +47,7 @@ def rates(pictures: Tensor, found: Sequence[Scene]) -> dict[str, float]:
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_what_is_drawn_is_seen(held_out: bool) -> None:
-    found = list(islice(scenes(11, held_out), 250))
+    found = list(islice(scenes(11, held_out), 120))
     assert {scene.count for scene in found} == set(COUNTS)
     assert {scene.size for scene in found} == {"", "small", "large"}
     right = rates(worn(draw(found, 11), 11), found)
@@ -55,7 +55,7 @@ def test_what_is_drawn_is_seen(held_out: bool) -> None:
 
 
 def test_what_is_drawn_badly_is_seen() -> None:
-    found = list(islice(scenes(12), 150))
+    found = list(islice(scenes(12), 100))
     right = rates(worn(bent(draw(found, 12), 12), 12, noise=0.05, off=0.08), found)
     assert min(right.values()) >= 0.97, right
 

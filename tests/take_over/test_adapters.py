@@ -174,7 +174,12 @@ WEIGHTS = [
 ]
 
 
-@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize(
+    ("pair", "weights"),
+    [*(("sd", one) for one in WEIGHTS), *(("sdxl", one) for one in WEIGHTS[2:8:2])],
+    ids=str,
+    indirect=["pair"],
+)
 def test_block_weights(pair, weights) -> None:
     pair.load("a", pair.lora(1))
     pair.set_adapters("a", weights)

@@ -56,9 +56,10 @@ def test_scale_of_a_call_multiplies_weights(pair) -> None:
     pair.differs()
 
 
-@pytest.mark.parametrize("alpha", [2, 4, 16])
+@pytest.mark.parametrize(("pair", "alpha"), [("sd", 2), ("sd", 4), ("sdxl", 16)], indirect=["pair"])
 def test_alpha(pair, alpha) -> None:
     pair.load("a", pair.lora(1, lora_alpha=alpha), metadata=None)
+    pair.differs()
 
 
 def test_ranks_per_module_and_missing_layers(pair) -> None:
@@ -90,7 +91,9 @@ def test_bias_of_b(pair) -> None:
 
 
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickle"])
-@pytest.mark.parametrize("by", ["folder", "file", "weight_name"])
+@pytest.mark.parametrize(
+    ("pair", "by"), [("sd", "folder"), ("sd", "file"), ("sd", "weight_name"), ("sdxl", "folder")], indirect=["pair"]
+)
 def test_files_of_save_lora_weights(pair, tmp_path: Path, safe: bool, by: str) -> None:
     state = pair.lora(1)
     layers = {
