@@ -119,11 +119,12 @@ def inspect_rows(r: Mapping[str, Any]) -> list[Row]:
 
 def convert_rows(r: Mapping[str, Any]) -> list[Row]:
     return [
-        (f"names only, {r['file_mb']:.0f} MB, in a running process", seconds(r["names_s"]),
-         f"{r['names_by_cp']:.2f} x `cp`, with its memory {memory(r['peak_mib'])}"),
-        ("  load_file, rename, save_file", seconds(r["by_hand_s"]), f"{r['by_hand_by_names']:.1f} x ours"),
-        ("  Diffusers' converter, save_file", seconds(r["diffusers_s"]), f"{r['diffusers_by_names']:.1f} x ours"),
-        ("  the copy alone, until it is on the disk", seconds(r["synced_copy_s"]), "`cp` does not wait for that"),
+        (f"names only, {r['file_mb']:.0f} MB, hashed, on the disk", seconds(r["names_s"]),
+         f"{r['names_by_synced_copy']:.1f} x the copy alone; its memory {memory(r['peak_mib'])}"),
+        ("  the copy alone, until it is on the disk", seconds(r["synced_copy_s"]),
+         f"`cp`, which does not wait for the disk, {seconds(r['cp_s'])}"),
+        ("  load_file, rename, save_file", seconds(r["by_hand_s"]), "does not wait for the disk"),
+        ("  Diffusers' converter, save_file", seconds(r["diffusers_s"]), "does not wait for the disk"),
     ]  # fmt: skip
 
 
