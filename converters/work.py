@@ -116,16 +116,12 @@ def _convert(job: Job, source: Path, plan: Plan, known: Record | None, overwrite
         if job.file.exists() and not overwrite:
             record = replace(record, blake3=hashing.result())
             if (found := _there(job, plan, record, known)) is not None:
-                return found
+                return replace(found, error=_checked(job, plan, shaped))
         job.file.parent.mkdir(parents=True, exist_ok=True)
         _write(made, Path(job.out), raw, source, hashing, plan)
     finally:
         digest = hashing.result()
-    try:
-        error = _verified(job, plan, shaped) if plan.verify else None
-    except DiffAdaptError:
-        job.file.unlink()  # what is wrong must not be taken for done by the next run
-        raise
+    error = _checked(job, plan, shaped)
     return replace(record, blake3=digest, bytes=job.file.stat().st_size, error=error)
 
 
@@ -178,6 +174,16 @@ def _write(made: Composed, out: Path, raw: RawCheckpoint, source: Path, hashing:
         return
     with open_binary(raw.path or source, raw.name) as file:
         write_composed(first, out, Copied(file, raw.tensors), seal)
+
+
+def _checked(job: Job, plan: Plan, shaped: Adapter) -> float | None:
+    """The error of a result, where the plan asks for it; one that is found wrong is removed, or the next run would take
+    it for done."""
+    try:
+        return _verified(job, plan, shaped) if plan.verify else None
+    except DiffAdaptError:
+        job.file.unlink()
+        raise
 
 
 def _verified(job: Job, plan: Plan, shaped: Adapter) -> float:
