@@ -67,10 +67,11 @@ class StackMix(StackView):
         """A strength in the grammar of `scaling`, and what it is at every placement."""
         if (vector := _vector(strength)) is not None:
             strength = block_strength(vector, kind_of({name: part.model for name, part in parts.items()}))
-        known = {name: part.modules for name, part in parts.items()}
-        return strength, multipliers(
-            strength, loaded.targets, tuple(parts), lambda: {name: list(paths) for name, paths in known.items()}
-        )
+
+        def modules() -> dict[str, list[str]]:  # only where a rule asks: it walks the whole model
+            return {name: list(part.modules) for name, part in parts.items()}
+
+        return strength, multipliers(strength, loaded.targets, tuple(parts), modules)
 
     def _apply(self, changes: Mapping[str, Change]) -> None:
         """Put strengths in force, live and merged; on failure put the old ones back."""
