@@ -12,13 +12,12 @@ from pathlib import Path
 from diffadapt.converters.sources import file_name, is_remote, shown
 from diffadapt.errors import ConvertError
 from diffadapt.explain.sources import Found, Kind, find
-from diffadapt.io.folder import is_weights
+from diffadapt.io.folder import CONFIG_OF, is_weights
 
 SUFFIX = ".safetensors"
 _HUB = "hf://"
 PEFT_FILE = "adapter_model"
 """The name that PEFT gives every adapter; the folder tells them apart."""
-_GENERIC = (PEFT_FILE, "pytorch_lora_weights")
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,13 @@ def _below(source: str, named: str) -> Path:
     if not is_weights(name.name):
         return Path(f"{name.name}{SUFFIX}")  # a repository, whose name may have dots
     above = source.rstrip("/").split("/")[-2]
-    return Path(f"{above}{name.suffix}") if name.stem in _GENERIC else name
+    return Path(f"{above}{name.suffix}") if name.stem in CONFIG_OF else name
 
 
 def _relative(path: Path, root: Path, dialect: str | None) -> Path:
     """The result's place below the output folder: the source's below the root, with the ending of what is written."""
     relative = Path(os.path.relpath(path, root))
-    if path.stem in _GENERIC and (parent := path.resolve().parent.name):
+    if path.stem in CONFIG_OF and (parent := path.resolve().parent.name):
         # Named by their folders: the file names of all of them are the same.
         inside = relative.parent if relative.parent.name else Path(parent)
         relative = inside.with_name(inside.name + path.suffix)

@@ -12,7 +12,8 @@ from diffadapt.io.plain_json import clip
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 PEFT_CONFIG = "adapter_config.json"
 LYCORIS_CONFIG = "lycoris_config.json"
-_PREFERRED = ("adapter_model", "pytorch_lora_weights")
+CONFIG_OF = {"adapter_model": PEFT_CONFIG, "pytorch_lora_weights": LYCORIS_CONFIG}
+"""The names that trainers give every file -> the config that may lie beside it; of several files these are meant."""
 _TRAINING_STATE = ("optimizer", "scheduler", "scaler", "random_states", "rng_state", "training_args", "sampler")
 _SHOWN = 12
 
@@ -36,7 +37,7 @@ def choose(names: Collection[str], weight_name: str | None, source: str) -> Choi
             raise SourceError(f"{source}: has no file {clip(weight_name)}. {_listing(present)}")
         return Choice(weight_name, _configs(weight_name, present))
     found = sorted(name for name in present if "/" not in name and is_weights(name))
-    for stem in _PREFERRED:
+    for stem in CONFIG_OF:
         for suffix in SUFFIXES:
             if stem + suffix in found:
                 return Choice(stem + suffix, _configs(stem + suffix, present))
@@ -62,7 +63,7 @@ def _configs(weights: str, present: Collection[str], alone: bool = False) -> tup
     """Name the config files that belong to `weights`: a config beside several unrelated files belongs to none."""
     path = PurePosixPath(weights)
     siblings = [name for name in present if PurePosixPath(name).parent == path.parent and is_weights(name)]
-    owner = alone or path.stem in _PREFERRED or len(siblings) == 1
+    owner = alone or path.stem in CONFIG_OF or len(siblings) == 1
     names = (str(path.with_name(name)) for name in (PEFT_CONFIG, LYCORIS_CONFIG))
     return tuple(name for name in names if owner and name in present)
 

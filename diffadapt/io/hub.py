@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
 
 from diffadapt.errors import SourceError
-from diffadapt.io.folder import LYCORIS_CONFIG, PEFT_CONFIG, Choice, choose
+from diffadapt.io.folder import CONFIG_OF, Choice, choose
 from diffadapt.io.plain_json import clip
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -200,7 +200,7 @@ def _optional_configs(repo: str, weights: str, options: HubOptions) -> dict[str,
     from huggingface_hub.errors import EntryNotFoundError
 
     path = PurePosixPath(weights)
-    wanted = {"adapter_model": PEFT_CONFIG, "pytorch_lora_weights": LYCORIS_CONFIG}.get(path.stem)
+    wanted = CONFIG_OF.get(path.stem)
     if wanted is None:
         return {}
     try:

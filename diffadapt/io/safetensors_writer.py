@@ -26,6 +26,7 @@ _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 
 
 Seal: TypeAlias = "Callable[[], Mapping[str, str]]"
+"""Gives a file's metadata when its data are written: what is known only then has its room kept until then."""
 
 
 class Copied(NamedTuple):

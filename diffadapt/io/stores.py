@@ -13,7 +13,7 @@ from typing import Any
 
 from diffadapt.errors import DiffAdaptError, SourceError
 from diffadapt.io import limits
-from diffadapt.io.folder import LYCORIS_CONFIG, PEFT_CONFIG, is_weights
+from diffadapt.io.folder import CONFIG_OF, is_weights
 from diffadapt.io.headers import HeaderText
 from diffadapt.io.plain_json import clip
 from diffadapt.io.safetensors import header_bytes
@@ -21,9 +21,6 @@ from diffadapt.io.safetensors import header_bytes
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _FIRST = 1 << 16
 """What is read at once: the whole header of most adapters."""
-
-CONFIG_OF = {"adapter_model": PEFT_CONFIG, "pytorch_lora_weights": LYCORIS_CONFIG}
-"""The config that may lie beside a file of this name."""
 
 
 def is_store(text: str) -> bool:
