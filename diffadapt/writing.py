@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from diffadapt.families import Family, family_named
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer
 from diffadapt.garbage import uncollected
 from diffadapt.io.checkpoint import RawCheckpoint
-from diffadapt.io.safetensors_writer import Copied, Seal, write_safetensors, write_whole
+from diffadapt.io.safetensors_writer import write_safetensors, write_whole
 from diffadapt.reading import interpret
 
 _CONFIGURED = frozenset({"peft", "diffusers", "bare"})
@@ -89,17 +89,21 @@ def write_adapter(adapter: Adapter, path: Path, dialect: str) -> Path:
     return path
 
 
-def write_composed(made: Composed, path: Path, copied: Copied | None = None, seal: Seal | None = None) -> None:
-    """Write a file, or PEFT's folder where something goes beside it. copied: where tensors lie on the disk. seal: see
-    `write_safetensors`."""
-    if made.beside is None:
-        write_safetensors(path, made.tensors, made.metadata, copied, seal)
+def write_composed(made: Composed, path: Path) -> None:
+    """Write a file, or PEFT's folder where something goes beside it. Errors as for `write_safetensors`."""
+    write_with(made.beside, path, lambda file: write_safetensors(file, made.tensors, made.metadata))
+
+
+def write_with(beside: Mapping[str, Any] | None, path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written by `write`: at `path`, or in a folder there that holds what goes beside it, if anything."""
+    if beside is None:
+        write(path)
         return
     path.mkdir(parents=True, exist_ok=True)
     # The weights come last: where they are, the folder is complete.
-    config = json.dumps(made.beside, indent=2, sort_keys=True) + "\n"
+    config = json.dumps(beside, indent=2, sort_keys=True) + "\n"
     write_whole(path / "adapter_config.json", lambda file: file.write(config.encode()))
-    write_safetensors(path / "adapter_model.safetensors", made.tensors, made.metadata, copied, seal)
+    write(path / "adapter_model.safetensors")
 
 
 def _in_files(targets: Mapping[TargetKey, Delta]) -> dict[TargetKey, Delta]:

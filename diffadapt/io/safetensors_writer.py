@@ -8,6 +8,7 @@ import os
 import secrets
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -30,36 +31,116 @@ Seal: TypeAlias = "Callable[[], Mapping[str, str]]"
 
 
 class Copied(NamedTuple):
-    """An open file, and the tensors that are mapped from it: their bytes are copied by the system, not by us."""
+    """An open safetensors file, and at which byte its data section begins: what is taken from there is copied by the
+    system, not by us."""
 
     file: BinaryIO
-    tensors: MappedTensors
+    data_start: int
+
+
+class Run(NamedTuple):
+    """Bytes `start:stop` of the copied file's data section: the data of one tensor, or of several that touch."""
+
+    start: int
+    stop: int
+
+
+Placed: TypeAlias = "Callable[[torch.Tensor], int | None]"
+"""At which byte of the copied file's data section a tensor's data begin; None where they are not there as they are."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file but for its metadata; nothing in it is of one file only, unless a tensor is.
+
+    entries: the header's text behind the metadata, without the braces. data: in the order of the file, runs of the
+    copied file and tensors with data of their own.
+    """
+
+    entries: bytes
+    data: tuple[Run | torch.Tensor, ...]
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        """The length and the JSON header, padded so that the data start on a multiple of 8."""
+        said = [f'"__metadata__":{_json(metadata)}'.encode()] if metadata else []
+        text = b"{" + b",".join([*said, self.entries] if self.entries else said) + b"}"
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    def pieces(self) -> Iterator[Run | memoryview]:
+        """The data in order; runs in blocks of which one at a time fits into memory."""
+        for piece in self.data:
+            if isinstance(piece, Run):
+                for start in range(piece.start, piece.stop, _BLOCK):
+                    yield Run(start, min(start + _BLOCK, piece.stop))
+            else:
+                yield data_of(piece)
+
+
+def lay_out(tensors: Mapping[Any, Any], name: str, placed: Placed) -> Layout:
+    """The layout of a file of these tensors. Raises `SourceError`, with the file's `name`, for what it cannot hold."""
+    ordered = ordered_tensors(tensors, name)
+    data: list[Run | torch.Tensor] = []
+    for key, tensor in ordered.items():
+        start, last = placed(tensor), data[-1] if data else None
+        if start is None:
+            if tensor.is_meta:
+                raise SourceError(f"{name}: {clip(key)} is on the meta device and has no data. Load its weights first.")
+            data.append(tensor)
+        elif isinstance(last, Run) and last.stop == start:
+            data[-1] = Run(last.start, start + tensor.nbytes)
+        else:
+            data.append(Run(start, start + tensor.nbytes))
+    return Layout(_entries(ordered), tuple(data))
+
+
+def placed_in(tensors: MappedTensors | None) -> Placed:
+    """Where the tensors lie that are views of a mapped file; without one, nowhere."""
+
+    if tensors is None:
+        return lambda _: None
+
+    def placed(tensor: torch.Tensor) -> int | None:
+        offset = tensors.offset_of(tensor)
+        return None if offset is None else offset - tensors.data_start
+
+    return placed
 
 
 def write_safetensors(
-    path: str | os.PathLike[str],
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str] | None = None,
-    copied: Copied | None = None,
-    seal: Seal | None = None,
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write `tensors` (any device, any strides) and `metadata` to `path`, replacing a file there in one step.
 
     The data are laid out as the safetensors library does (wide dtypes first, then by key); metadata keys are sorted,
     which the library does not do, so that equal content gives equal bytes. A mapped source at `path` keeps its data.
-    seal: gives the metadata that take the place of `metadata`, as long as they are, once the data are written.
     Raises `SourceError` for values a file cannot hold and for a folder that cannot be written.
     """
     path = Path(path)
-    ordered = ordered_tensors(tensors, path.name)
-    header = header_of(ordered, _checked(metadata or {}, path.name))
+    write_layout(path, lay_out(tensors, path.name, placed_in(None)), metadata or {})
+
+
+def write_layout(
+    path: Path, layout: Layout, metadata: Mapping[str, str], copied: Copied | None = None, seal: Seal | None = None
+) -> None:
+    """Write a file that is laid out already; else as `write_safetensors`. copied: the file whose runs it has.
+
+    seal: gives the metadata that take the place of `metadata`, as long as they are, once the data are written.
+    """
+    header = layout.header(_checked(metadata, path.name))
 
     def write(file: BinaryIO) -> None:
         file.write(header)
-        for tensor in ordered.values() if copied is None else _copy(file, ordered, copied):
-            file.write(data_of(tensor))
+        begun = 0
+        for piece in layout.pieces():
+            if isinstance(piece, Run):
+                source, start, stop = _lying(piece, copied)
+                copy_bytes(source, file, start, stop)
+            else:
+                file.write(piece)
+            begun = _begin_to_store(file, begun)
         if seal is not None:
-            sealed = header_of(ordered, _checked(seal(), path.name))
+            sealed = layout.header(_checked(seal(), path.name))
             if len(sealed) != len(header):
                 raise ValueError(f"{path.name}: its last metadata need another room than its first.")
             file.seek(0)
@@ -98,19 +179,31 @@ def data_of(tensor: torch.Tensor) -> memoryview:
     return dense.view(-1).view(torch.uint8).numpy().data
 
 
-def _copy(file: BinaryIO, ordered: Mapping[str, torch.Tensor], copied: Copied) -> Iterator[torch.Tensor]:
-    """Write the tensors that lie in the copied file, run by run; yield the others, in order, for the caller."""
-    start, stop = 0, 0
-    for tensor in ordered.values():
-        offset = copied.tensors.offset_of(tensor)
-        if offset is not None and offset == stop and stop > start:
-            stop += tensor.nbytes
-            continue
-        copy_bytes(copied.file, file, start, stop)
-        start, stop = (0, 0) if offset is None else (offset, offset + tensor.nbytes)
-        if offset is None:
-            yield tensor
-    copy_bytes(copied.file, file, start, stop)
+def read_run(run: Run, copied: Copied | None) -> bytes:
+    """The bytes of a run."""
+    file, start, stop = _lying(run, copied)
+    file.seek(start)
+    return file.read(stop - start)
+
+
+def _lying(run: Run, copied: Copied | None) -> tuple[BinaryIO, int, int]:
+    """Where a run lies: the file, and from which of its bytes to which."""
+    if copied is None:
+        raise ValueError("A run lies in another file, and none is given.")
+    return copied.file, copied.data_start + run.start, copied.data_start + run.stop
+
+
+def _begin_to_store(file: BinaryIO, begun: int) -> int:
+    """Have the system bring to the disk what was written from byte `begun` on, while the rest is written; at the end
+    little is left to wait for. Gives the byte up to which it does; less than a block is left for later."""
+    end = file.tell()
+    if end - begun < _BLOCK or not hasattr(os, "posix_fadvise"):
+        return begun
+    file.flush()
+    with contextlib.suppress(OSError):
+        # Linux writes out the pages that are to be given up. They stay in memory, as they are in use while it does.
+        os.posix_fadvise(file.fileno(), begun, end - begun, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def copy_bytes(source: BinaryIO, target: BinaryIO, start: int, stop: int) -> None:
@@ -139,8 +232,6 @@ def ordered_tensors(tensors: Mapping[Any, Any], name: str) -> dict[str, torch.Te
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _NAMES or tensor.layout != torch.strided:
             kind = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise SourceError(f"{name}: {clip(key)} is a {kind}, expected a dense tensor of {', '.join(DTYPES)}.")
-        if tensor.is_meta:
-            raise SourceError(f"{name}: {clip(key)} is on the meta device and has no data. Load its weights first.")
     return dict(sorted(tensors.items(), key=lambda item: (_RANK[item[1].dtype], item[0].encode())))
 
 
@@ -163,16 +254,23 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def header_of(ordered: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """Build the length and the JSON header, padded so that the data start on a multiple of 8."""
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+def header_of(ordered: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file of these tensors (see `Layout.header`)."""
+    return Layout(_entries(ordered), ()).header(metadata)
+
+
+def _entries(ordered: Mapping[str, torch.Tensor]) -> bytes:
+    """What a header says of the tensors, without the braces around it."""
+    entries: dict[str, Any] = {}
     end = 0
     for key, tensor in ordered.items():
-        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+        start, end = end, end + tensor.nbytes
+        entries[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    return _json(entries)[1:-1].encode()
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -108,14 +108,15 @@ def test_a_file_says_where_it_came_from(source: Path) -> None:
     assert [one["plan"] for one in two] == [{"to": "diffusers"}, {"to": "kohya", "dtype": "fp32"}]
 
 
-def test_hashes_that_the_source_had_are_those_of_the_result(source: Path) -> None:
+@pytest.mark.parametrize("options", [{"dtype": "fp16"}, {}])
+def test_hashes_that_the_source_had_are_those_of_the_result(source: Path, options: dict[str, Any]) -> None:
     """As sd-scripts works them out: of the file with the metadata that begin with ss_."""
     said = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8, "modelspec.hash_sha256": "0x0"}
     big = load_file(source)
     big["lora_unet_conv_in.lora_down.weight"] = torch.randn(4, 4, 3, 3)
     big["lora_unet_conv_in.lora_up.weight"] = torch.randn(300_000, 4, 1, 1)  # so that the legacy hash sees some
     save_file(big, source, {**files.HEADER, **said})
-    record = made(source, "kohya", dtype="fp16")
+    record = made(source, "kohya", **options)
     assert record.status == DONE, record.message
     found, tensors = header(record.file), load_file(record.file)
     whole = save(tensors, {key: text for key, text in found.items() if key.startswith("ss_")})
