@@ -12,6 +12,7 @@ Uses nothing but the standard library. The environment is set up once, and again
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -104,6 +105,22 @@ def setup(extras: str = "test") -> None:
     MARK.write_text(f"{state()} {extras}", encoding="utf-8")
 
 
+def install_browser() -> None:
+    """A Chromium for the tests of the page, where this machine has none: the system's package where we may install
+    one, else the build that Playwright brings."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if any(map(shutil.which, names)):
+        return
+    print("No Chromium here, which the tests of the mixer's page drive: installing one.", flush=True)
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        found = run("apt-get", "update", "-qq", check=False) or run(
+            "apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-dejavu-core", check=False
+        )
+        if found == 0:
+            return
+    run(PYTHON, "-m", "playwright", "install", "chromium", check=False)
+
+
 def demo(arguments: Sequence[str]) -> int:
     """Run `diffadapt demo`."""
     return run(PYTHON, "-m", "diffadapt", "demo", *arguments, check=False)
@@ -111,6 +128,7 @@ def demo(arguments: Sequence[str]) -> int:
 
 def test(arguments: Sequence[str]) -> int:
     """Run the test suite."""
+    install_browser()
     return run(PYTHON, "-m", "pytest", *arguments, check=False)
 
 

@@ -1,5 +1,5 @@
 """The command line: `diffadapt inspect FILE...` says what a file is, and why that is thought; `diffadapt convert`
-writes files anew in another dialect; `diffadapt demo` shows adapters at work."""
+writes files anew in another dialect; `diffadapt demo` shows adapters at work, `diffadapt app` lets people mix them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from diffadapt.explain.explanation import Explanation
 from diffadapt.explain.files import Outcome, Wanted, explain_each
 from diffadapt.explain.sources import find
 
+_CONVERTERS, _MIXER = "diffadapt.converters", "diffadapt.apps.mixer.serving"
 MODULES = {
-    "convert": "command", "resize": "command", "index": "library", "scan": "library", "dedupe": "library",
-    "merge": "making", "extract": "making",
-}  # fmt: skip
-"""Commands of `diffadapt.converters`, and the module of each."""
+    **dict.fromkeys(("convert", "resize"), f"{_CONVERTERS}.command"),
+    **dict.fromkeys(("index", "scan", "dedupe"), f"{_CONVERTERS}.library"),
+    **dict.fromkeys(("merge", "extract"), f"{_CONVERTERS}.making"),
+    "app": _MIXER,
+}
+"""Commands that live elsewhere, and the module of each, which has `run`."""
 
 LIBRARY = {
     "index": "keep one SQLite file of what is in a library: hashes, families, norms, trigger words, health",
@@ -85,11 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _add_making(commands.add_parser(name, help=what), name)
     for name, what in LIBRARY.items():
         _add_library(commands.add_parser(name, help=what), name)
+    _add_app(commands.add_parser("app", help="the mixer: blend adapters on a page, see what they do"))
     chosen = parser.parse_args(arguments)
     if chosen.command == "resize" and not any((chosen.rank, chosen.ratio, chosen.share, chosen.cumulative)):
         resize.error("one of --rank, --ratio, --share, --cumulative is needed")
     if chosen.command in MODULES:
-        code: int = import_module(f"diffadapt.converters.{MODULES[chosen.command]}").run(chosen)
+        code: int = import_module(MODULES[chosen.command]).run(chosen)
         return code
     if chosen.command == "demo":
         return demo(chosen.pipeline, chosen.out, chosen.prompt, chosen.seed, chosen.merge, chosen.steps)
@@ -135,3 +139,9 @@ def _add_demo(show: argparse.ArgumentParser) -> None:
     show.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     show.add_argument("--steps", type=int, metavar="N", help="of denoising (default: as recommended)")
     show.add_argument("--merge", action="store_true", help="draw with merged weights, not with live adapters")
+
+
+def _add_app(serve: argparse.ArgumentParser) -> None:
+    from diffadapt.apps.mixer.serving import add_arguments
+
+    add_arguments(serve)

@@ -23,15 +23,17 @@ from diffadapt.combine.methods import method_named
 from diffadapt.combine.methods.base import Method
 from diffadapt.combine.part import Part, shape_of
 from diffadapt.combine.walking import Name, deltas_of, label
+from diffadapt.combine.weighing import check_weights, noted, weight_of
 from diffadapt.errors import AlgorithmError, CombineError
+from diffadapt.inject.scaling import Strength
 
-Weighted = Sequence[tuple[Adapter, float]]
+Weighted = Sequence[tuple[Adapter, Strength]]
 Deltas = list[tuple[str, Delta, float]]
 """(adapter's name, delta, weight), of the adapters that have a target."""
 
 
 def combine(
-    adapters: Mapping[Adapter, float] | Iterable[tuple[Adapter, float]],
+    adapters: Mapping[Adapter, Strength] | Iterable[tuple[Adapter, Strength]],
     method: str = "sum",
     *,
     rank: int | None = None,
@@ -42,7 +44,8 @@ def combine(
 ) -> Adapter:
     """One adapter that does what several do at the given weights.
 
-    adapters: adapter -> weight, or pairs of both (an adapter may then come twice); weights may be negative.
+    adapters: adapter -> weight, or pairs of both (an adapter may then come twice); weights may be negative. "sum",
+    "cat" and "svd" also take strengths by component, block and module pattern, as `pipe.adapters.set` does.
     method: "sum" (exact), "cat", "svd", or one of `METHODS`, which say their formulas. rank: of the result on every
     layer; None: exact. base: a pipeline (or model) with the base weights, wanted only where a change depends on them
     (rotations, DoRA, ...). dtype: of the result's tensors. options: the method's own, such as `density`.
@@ -57,9 +60,10 @@ def combine(
         raise CombineError("there is nothing to combine; give at least one adapter.")
     if rank is not None and rank < 1:
         raise CombineError(f"the rank is {rank}; expected at least 1.")
-    chosen.check([weight for _, weight in pairs])
+    check_weights(chosen, [weight for _, weight in pairs])
     candidates = _families(pairs)
-    ground, by_target = Ground(base, candidates), _by_target(pairs)
+    ground = Ground(base, candidates)
+    by_target = _by_target(pairs, ground)
     chosen = chosen.over(_layers(by_target, chosen, ground))
     made: dict[Name, Delta] = {}
     losses: dict[TargetKey, float] = {}
@@ -91,16 +95,17 @@ def _families(pairs: Weighted) -> tuple[str, ...]:
     return tuple(common)
 
 
-def _by_target(pairs: Weighted) -> dict[Name, Deltas]:
+def _by_target(pairs: Weighted, ground: Ground) -> dict[Name, Deltas]:
     """target -> (adapter's name, delta, weight), of the adapters that have it."""
     found: dict[Name, Deltas] = {}
-    for adapter, weight in pairs:
+    for adapter, strength in pairs:
+        weight = weight_of(adapter, strength, ground)
         for key, delta in deltas_of(adapter):
             if delta.live_only is not None:
                 raise CombineError(
                     f"{adapter.source}: {delta.algorithm} cannot be combined, because {delta.live_only}."
                 )
-            found.setdefault(key, []).append((adapter.source, delta, weight))
+            found.setdefault(key, []).append((adapter.source, delta, weight(key)))
     return found
 
 
@@ -219,7 +224,7 @@ def _metadata(
     words = dict.fromkeys(word for adapter, _ in pairs for word in adapter.metadata.trigger_words)
     made: dict[str, Any] = {
         "method": method, "rank": rank, "options": dict(options),
-        "adapters": [[adapter.source, weight] for adapter, weight in pairs],
+        "adapters": [[adapter.source, noted(weight)] for adapter, weight in pairs],
     }  # fmt: skip
     if losses:
         made["relative_error"] = {"mean": sum(losses.values()) / len(losses), "largest": max(losses.values())}

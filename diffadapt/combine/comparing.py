@@ -59,6 +59,11 @@ class BlockRow:
     shared: Matrix
     directions: Matrix
 
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """The Frobenius norm of each change."""
+        return tuple(math.sqrt(one) for one in self.energy)
+
 
 class Clash(NamedTuple):
     """Two adapters in a block that is large for both. kind: "opposed" (they cancel), "alike" (they add up to too much),

@@ -12,7 +12,9 @@ from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.errors import CombineError
 from diffadapt.families.sizes import weight_shapes
+from diffadapt.inject.finding import place_of
 from diffadapt.inject.locate import Component, components, weight_of
+from diffadapt.inject.view import StackView
 
 
 class Ground:
@@ -20,6 +22,8 @@ class Ground:
 
     def __init__(self, base: Any, families: tuple[str, ...]) -> None:
         self._base, self._families = base, families
+        stack = getattr(base, "adapters", None)
+        self._stack = stack if isinstance(stack, StackView) else None
 
     @property
     def given(self) -> bool:
@@ -27,25 +31,21 @@ class Ground:
         return self._base is not None
 
     @cached_property
-    def _components(self) -> dict[str, Component]:
-        if getattr(getattr(self._base, "adapters", None), "merged", False):
-            raise CombineError("the base has adapters merged into it; unmerge them first: base.adapters.unmerge().")
+    def parts(self) -> dict[str, Component]:
+        """The base's models by component name; none where there is no base."""
         return components(self._base) if self.given else {}
 
-    def _module(self, target: TargetKey | Foreign) -> nn.Module | None:
-        component = self._components.get(target.component or "")
-        if component is None:
-            return None
-        if isinstance(target, Foreign):
-            path = component.resolve_foreign(target.module, target.flat)
-        else:
-            path = component.resolve(target.module)
-        return component.modules[path] if path is not None else None
+    def place(self, target: TargetKey | Foreign) -> TargetKey | None:
+        """The component and the path that the base has for a target; None where it has none."""
+        return place_of(target, self.parts)
+
+    def _at(self, place: TargetKey) -> nn.Module:
+        return self.parts[place.component].modules[place.module]
 
     def shape(self, target: TargetKey | Foreign) -> tuple[int, ...] | None:
         """The shape of a target's weight in the base; None where there is none."""
-        module = self._module(target)
-        layer = Layer.of(module) if module is not None else None
+        place = self.place(target)
+        layer = Layer.of(self._at(place)) if place is not None else None
         return layer.shape if layer is not None else None
 
     def usual_shapes(self, target: TargetKey | Foreign) -> tuple[tuple[int, ...], ...]:
@@ -55,15 +55,20 @@ class Ground:
         return weight_shapes(self._families, target.component, target.module)
 
     def weight(self, target: TargetKey | Foreign, owner: str, delta: Delta) -> Tensor:
-        """The base weight of a target. Raises CombineError where it is not to be had, naming who wants it."""
-        module = self._module(target)
-        if module is None:
+        """The base weight of a target, without what is merged into it now. Raises CombineError where it is not to be
+        had, naming who wants it."""
+        place = self.place(target)
+        if place is None:
             wanted = "it is not in the given base" if self.given else "give the pipeline: combine(..., base=pipe)"
             raise CombineError(f"the {delta.algorithm} of {owner} depends on the base weight; {wanted}.")
-        return weight_of(module)
+        remembered = None if self._stack is None else self._stack.base_weight(place)
+        return weight_of(self._at(place)) if remembered is None else remembered
 
     def bias(self, target: TargetKey | Foreign) -> Tensor | None:
-        """The base bias of a target, or None."""
-        module = self._module(target)
-        found = getattr(module, "bias", None)
+        """The base bias of a target, without what is merged into it now; or None."""
+        place = self.place(target)
+        if place is None:
+            return None
+        remembered = None if self._stack is None else self._stack.base_bias(place)
+        found = getattr(self._at(place), "bias", None) if remembered is None else remembered
         return found if isinstance(found, Tensor) else None

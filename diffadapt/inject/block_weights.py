@@ -47,7 +47,7 @@ LAYOUTS: Mapping[int, tuple[str, tuple[str, ...]]] = {
 _FULL = {"sd1": 26, "sdxl": 20, "flux": 61}
 """The layout of a kind that has all its blocks."""
 
-_USUAL = {"sd1": 17, "sdxl": 12, "flux": 61}
+USUAL = {"sd1": 17, "sdxl": 12, "flux": 61}
 """The layout that a kind's presets are written in."""
 
 _SD1 = {
@@ -88,9 +88,11 @@ _SYNONYMS = {"MID": "M00", "M": "M00", "TE": BASE}
 def kind_of(models: Mapping[str, Any]) -> str | None:
     """ "sd1", "sdxl" or "flux" for the models of a pipeline by component; None where no shared vector is for them."""
     unet, transformer = models.get("unet"), models.get("transformer")
-    depth = len(getattr(unet, "down_blocks", ()))
-    if depth:
-        return {4: "sd1", 3: "sdxl"}.get(depth)
+    blocks = list(getattr(unet, "down_blocks", ()))
+    if blocks:
+        # The vectors number two layers in every block; there are smaller models.
+        usual = all(len(getattr(block, "resnets", ())) == 2 for block in blocks)
+        return {4: "sd1", 3: "sdxl"}.get(len(blocks)) if usual else None
     known = ("FluxTransformer2DModel", "FluxControlNetModel")
     return "flux" if type(transformer).__name__ in known else None
 
@@ -137,8 +139,8 @@ def _read(text: str, kind: str | None) -> tuple[str, Blocks]:
     name, _, factor = terms[0].partition(":")
     if len(terms) == 1 and name.upper() in PRESETS[kind or "sd1"]:
         kind = kind or "sd1"
-        numbers = [value * _number(factor or "1", text) for value in preset(name, kind)]
-        return kind, dict(zip(LAYOUTS[_USUAL[kind]][1], numbers, strict=True))
+        numbers = [value * number(factor or "1", text) for value in preset(name, kind)]
+        return kind, dict(zip(LAYOUTS[USUAL[kind]][1], numbers, strict=True))
     if kind is None:
         kind = "flux" if re.fullmatch(r"N?(CLIP|T5|[DS]\d+.*|IN|OUT)", name.upper()) else "sd1"
     return kind, _by_name(terms, kind, text)
@@ -153,10 +155,10 @@ def _vector(numbers: Sequence[Any], kind: str | None) -> tuple[str, Blocks]:
         wanted = ", ".join(str(count) for count, (k, _) in sorted(LAYOUTS.items()) if k == kind)
         raise StackError(f"{len(numbers)} block weights are for {own}; the model is {kind}, whose lists have {wanted}.")
     text = ",".join(map(str, numbers))
-    return own, {name: _number(value, text) for name, value in zip(names, numbers, strict=True)}
+    return own, {name: number(value, text) for name, value in zip(names, numbers, strict=True)}
 
 
-def _number(value: Any, text: str) -> float:
+def number(value: Any, text: str) -> float:
     if isinstance(value, str) and value[:1].upper() in ("R", "U", "X"):
         raise StackError(
             f"{value!r} in {text!r} stands for a number that is drawn (R, U) or taken from the prompt (X); "
@@ -181,7 +183,7 @@ def _by_name(terms: Sequence[str], kind: str, text: str) -> Blocks:
     for term in terms:
         word, _, value = term.partition(":")
         for name in _range(word.strip().upper(), names, text):
-            found[name] = _number(value.strip() or "1", text)
+            found[name] = number(value.strip() or "1", text)
     return found
 
 

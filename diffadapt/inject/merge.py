@@ -74,6 +74,12 @@ class MergedModule:
         parameter = weight_of(self.module)
         return self.weight.memory.base(parameter).to(parameter.device)
 
+    def base_bias(self) -> Tensor | None:
+        if self.bias is None:
+            return None
+        parameter = weight_of(self.module, "bias")
+        return self.bias.memory.base(parameter).to(parameter.device)
+
     def check(self) -> str | None:
         for name, merged in (("weight", self.weight), ("bias", self.bias)):
             if merged is not None and (reason := merged.check(getattr(self.module, name))):

@@ -9,15 +9,14 @@ from typing import Any, Self
 
 from diffadapt.adapter import TargetKey
 from diffadapt.errors import StackError
-from diffadapt.inject.block_weights import block_strength, kind_of
 from diffadapt.inject.disabled import Disabled
 from diffadapt.inject.following import FollowSteps, moment_at
 from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component
+from diffadapt.inject.own_blocks import strength_for, vector_of
 from diffadapt.inject.placement import Loaded
 from diffadapt.inject.scaling import Strength, multipliers
 from diffadapt.inject.schedule import Moment, Number
-from diffadapt.inject.tables import Tables
 from diffadapt.inject.view import StackView
 from diffadapt.report import MergeReport
 
@@ -30,7 +29,6 @@ class StackMix(StackView):
 
     _owner: Any
     _live: LiveSlots
-    _tables: Tables
     _steps: FollowSteps
     _muted: frozenset[str]
 
@@ -65,8 +63,8 @@ class StackMix(StackView):
 
     def _resolve(self, loaded: Loaded, strength: Strength, parts: Mapping[str, Component]) -> Change:
         """A strength in the grammar of `scaling`, and what it is at every placement."""
-        if (vector := _vector(strength)) is not None:
-            strength = block_strength(vector, kind_of({name: part.model for name, part in parts.items()}))
+        if (vector := vector_of(strength)) is not None:
+            strength = strength_for(vector, {name: part.model for name, part in parts.items()})
 
         def modules() -> dict[str, list[str]]:  # only where a rule asks: it walks the whole model
             return {name: list(part.modules) for name, part in parts.items()}
@@ -175,11 +173,3 @@ class StackMix(StackView):
             self._enabled = not on
             self._refresh()
             raise
-
-
-def _vector(strength: Strength) -> str | list[float] | None:
-    """A strength that is written as block weights; None for any other."""
-    if isinstance(strength, str) or not isinstance(strength, Sequence):
-        return strength if isinstance(strength, str) else None
-    numbers = [value for value in strength if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return numbers if len(numbers) == len(strength) else None

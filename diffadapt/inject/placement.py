@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +11,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from diffadapt.adapter import Adapter, TargetKey
+from diffadapt.adapter import Adapter, Foreign, TargetKey
 from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.rows import OfFused
 from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
+from diffadapt.inject.finding import find, leftover_keys
 from diffadapt.inject.fitting import fitted, siblings
 from diffadapt.inject.locate import Component, describe
 from diffadapt.inject.merging import MergedWeights, Wanted
@@ -46,7 +46,7 @@ class Placement:
     """
 
     key: TargetKey
-    source: TargetKey
+    source: TargetKey | Foreign
     module: nn.Module
     layer: Layer
     entry: Entry
@@ -146,7 +146,14 @@ class Loaded:
         if not self.parameters:
             return self.adapter
         now = {p.source: p.entry.delta.map_tensors(lambda t: t.detach().clone()) for p in self.placements}
-        return dataclasses.replace(self.adapter, targets={**self.adapter.targets, **now})
+        return self.with_deltas(now)
+
+    def with_deltas(self, deltas: Mapping[TargetKey | Foreign, Delta]) -> Adapter:
+        """The adapter with other deltas at some of the keys that it has."""
+        targets = {key: delta for key, delta in deltas.items() if isinstance(key, TargetKey)}
+        foreign = {key: delta for key, delta in deltas.items() if isinstance(key, Foreign)}
+        old = self.adapter
+        return dataclasses.replace(old, targets={**old.targets, **targets}, foreign={**old.foreign, **foreign})
 
 
 def mix_of(placements: Iterable[Placement], factor: float = 1.0) -> dict[TargetKey, Wanted]:
@@ -167,53 +174,6 @@ def _trainable(delta: Delta) -> Delta:
         return nn.Parameter(tensor.detach().to(torch.float32, copy=True))
 
     return delta.map_tensors(own)
-
-
-Found = dict[TargetKey, tuple[TargetKey, Delta]]
-
-
-def _find(adapter: Adapter, parts: Mapping[str, Component]) -> tuple[Found, list[str]]:
-    """source key -> (key in this pipeline, delta) for what finds a module, and the names of what does not."""
-    found: Found = {}
-    missing: list[str] = []
-    of_prior = "prior" in adapter.components
-    for key, delta in adapter.targets.items():
-        component = parts.get(_part_of(key.component, of_prior, parts))
-        path = component.resolve(key.module) if component is not None else None
-        if component is None or path is None:
-            missing.append(".".join(key))
-        else:
-            found[key] = (TargetKey(component.name, path), delta)
-    for name, delta in adapter.foreign.items():
-        for component in parts.values():
-            if name.component in (None, component.name) and (path := component.resolve_foreign(name.module, name.flat)):
-                key = TargetKey(component.name, path)
-                found[key] = (key, delta)
-                break
-        else:
-            missing.append(name.module)
-    return found, missing
-
-
-def _part_of(name: str, of_prior: bool, parts: Mapping[str, Component]) -> str:
-    """What the pipeline calls a component: pipelines of a prior and a decoder put `prior_` before the prior's own."""
-    return f"prior_{name}" if of_prior and f"prior_{name}" in parts else name
-
-
-def _leftover_keys(
-    adapter: Adapter, placed: Mapping[TargetKey, Any], parts: Mapping[str, Component]
-) -> tuple[str, ...]:
-    keys = list(adapter.unmatched)
-    for target, names in adapter.keys.items():
-        if target not in placed:
-            keys += names
-    for foreign, names in adapter.foreign_keys.items():
-        resolved = any(
-            TargetKey(c.name, c.resolve_foreign(foreign.module, foreign.flat) or "") in placed for c in parts.values()
-        )
-        if not resolved:
-            keys += names
-    return tuple(keys)
 
 
 def _rule(delta: Delta, rule: str) -> str:
@@ -243,7 +203,7 @@ def place(
     Raises TargetError where nothing matches, a shape differs, or (`strict`) a key is left over; StackError for a
     strength rule that none of the deltas knows.
     """
-    found, missing = _find(adapter, parts)
+    found, missing = find(adapter, parts)
     embeddings = InstalledEmbeddings.plan(adapter, owner)
     total = len(adapter.targets) + len(adapter.foreign)
     if not found and not embeddings.tokens:
@@ -276,13 +236,14 @@ def place(
         raise StackError(
             f"{adapter.source}: none of its algorithms ({', '.join(adapter.algorithms)}) has a rule {rule!r}."
         )
-    leftover = _leftover_keys(adapter, {**found, **{key: None for key, _ in found.values()}}, parts)
+    leftover = leftover_keys(adapter, found)
     report = _report(adapter, name, placements, total, leftover, missing, embeddings)
-    if leftover or missing:
-        message = f"{adapter.source}: {len(leftover) or len(missing)} keys match nothing in {describe(owner)}"
-        if strict:
-            raise TargetError(f"{message}, and strict=True: {', '.join((leftover or tuple(missing))[:8])}")
-        warnings.warn(f"{message}; applied {len(placements)} of {total} modules.", UnmatchedKeysWarning, stacklevel=4)
+    lost = leftover or tuple(missing)
+    if strict and lost:
+        raise TargetError(
+            f"{adapter.source}: {len(lost)} keys match nothing in {describe(owner)}, and strict=True: "
+            f"{', '.join(lost[:8])}"
+        )
     return Loaded(name, adapter, placements, report, embeddings)
 
 

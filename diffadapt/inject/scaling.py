@@ -15,7 +15,8 @@ Nested keys follow one another in the path, and a number follows at once: `up: {
 wins, the later one among equals. What no rule names has strength 1 (as in Diffusers), or that of the key "default".
 
 A segment may be a pattern: "*" is any one segment, "to_*" or "attn[12]" (as in `fnmatch`) those that fit, "**" any
-number of segments: "*.attn2.to_k", "down.**.to_*". Numbers may be negative. A text encoder that the pipeline lacks may
+number of segments: "*.attn2.to_k", "down.**.to_*". "^" before the first segment means that the path begins with it:
+"^layers.0" is not `perceiver.layers.0`. Numbers may be negative. A text encoder that the pipeline lacks may
 be named; anything else that names nothing in the pipeline is an error. A schedule may stand in place of any number.
 """
 
@@ -77,11 +78,14 @@ class Rule:
 
 
 def _same(group: Sequence[str], segments: Sequence[str]) -> bool:
-    return all(
-        g in ("*", s)
-        or (_OR in g and s in g.removeprefix(_ROOT).split(_OR))
-        or (_PATTERN.search(g) is not None and fnmatchcase(s, g))
-        for g, s in zip(group, segments, strict=True)
+    return all(_fits(g.removeprefix(_ROOT), s) for g, s in zip(group, segments, strict=True))
+
+
+def _fits(wanted: str, segment: str) -> bool:
+    return (
+        wanted in ("*", segment)
+        or (_OR in wanted and segment in wanted.split(_OR))
+        or (_PATTERN.search(wanted) is not None and fnmatchcase(segment, wanted))
     )
 
 
@@ -90,7 +94,9 @@ def _segments(key: str) -> tuple[str, ...]:
     for part in key.split("."):
         numbered = _NUMBERED.fullmatch(part)
         parts.append(numbered.group(1) if numbered else part)
-    parts[0] = _ALIASES.get(parts[0], parts[0])
+    bare = parts[0].removeprefix(_ROOT)
+    found = _ALIASES.get(bare, bare)
+    parts[0] = _ROOT + found.removeprefix(_ROOT) if bare != parts[0] else found
     return tuple(parts)
 
 
@@ -161,11 +167,12 @@ def multipliers(
     strength: Strength,
     targets: Targets,
     components: Sequence[str],
-    known: Callable[[], Mapping[str, Sequence[str]]],
+    known: Callable[[], Mapping[str, Sequence[str]]] | None,
 ) -> list[Number]:
     """The strength of each target.
 
-    known: component -> the module paths it has, asked only to tell a misspelt block from one this adapter leaves alone.
+    known: component -> the module paths it has, asked only to tell a misspelt block from one this adapter leaves alone;
+        None where there is no model to tell.
     Raises StackError for a rule that names nothing in any component.
     """
     if isinstance(strength, (int, float)) and not isinstance(strength, bool) and strength == strength:
@@ -175,7 +182,7 @@ def multipliers(
         hits = targets.named_by(rule)
         for i in hits:
             values[i] = rule.strength
-        if not hits and rule.groups and not _exists(rule, known()):
+        if known is not None and not hits and rule.groups and not _exists(rule, known()):
             raise StackError(
                 f"'{rule.text}' names no module of the pipeline. Components: {', '.join(components)}; blocks are named "
                 "like 'down', 'mid', 'up.1', 'double.3', 'single', 'attn2.to_k' (whole path segments)."

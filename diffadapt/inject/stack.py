@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from diffadapt.adapter import Adapter
 from diffadapt.errors import MergeError, StackError
 from diffadapt.inject.following import FollowSteps
 from diffadapt.inject.live import LiveSlots
-from diffadapt.inject.locate import Component, components
+from diffadapt.inject.locate import Component, components, describe
 from diffadapt.inject.merge import Remember
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, frozen
 from diffadapt.inject.mixed import MixedStack
-from diffadapt.inject.placement import LINEAR, Loaded, mix_of, place
+from diffadapt.inject.placement import LINEAR, Loaded, UnmatchedKeysWarning, mix_of, place
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.tables import Tables
 from diffadapt.inject.widen import WidenedInputs
@@ -69,6 +70,8 @@ class PipelineAdapters(MixedStack):
         loaded = place(
             adapter, name, parts, merged=self._merged, rule=rule, strict=strict, trainable=trainable, owner=self._owner
         )
+        if loaded.report.unmatched or loaded.report.unmatched_targets:
+            _warn(loaded.report, self._owner)
         change = self._resolve(loaded, strength, parts)
         if any(key in self._merged for key in self._widened.wanted(loaded)):
             raise StackError(f"{adapter.source} widens an input layer whose weight holds adapters; unmerge them first.")
@@ -84,6 +87,16 @@ class PipelineAdapters(MixedStack):
             raise
         self._live.follow(parts, self._loaded.values())
         return loaded.report
+
+    def fit(self, adapter: Adapter) -> LoadReport:
+        """What a load of the adapter would apply. Changes nothing and reads no values: one of stand-ins (see
+        `io.headers`) will do. Raises TargetError where it does not fit."""
+        parts = self.components()
+        found = place(
+            adapter, adapter.name, parts, merged=self._merged, rule=LINEAR, strict=False, trainable=False,
+            owner=self._owner,
+        )  # fmt: skip
+        return found.report
 
     def remove(self, name: str) -> None:
         """Take an adapter off the pipeline: also out of merged weights, and its embeddings out of the tokenizers."""
@@ -211,3 +224,12 @@ class PipelineAdapters(MixedStack):
         for name in names:
             self._drop(name)
         self._settle()
+
+
+def _warn(report: LoadReport, owner: Any) -> None:
+    """Say that keys are left over, at the line that called `load_adapter`."""
+    warnings.warn(
+        f"{report.source}: {len(report.unmatched) or len(report.unmatched_targets)} keys match nothing in "
+        f"{describe(owner)}; applied {len(report.applied)} of {report.total} modules.",
+        UnmatchedKeysWarning, stacklevel=4,
+    )  # fmt: skip

@@ -7,8 +7,10 @@ they are small.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
+from diffadapt.adapter import TargetKey
+from diffadapt.inject.merge import MergedModule
 from diffadapt.inject.merging import MergedWeights, MergeOptions
 from diffadapt.inject.placement import Loaded, mix_of
 
@@ -18,6 +20,11 @@ class Tables:
 
     def __init__(self) -> None:
         self._merged = MergedWeights()
+
+    @property
+    def modules(self) -> Mapping[TargetKey, MergedModule]:
+        """The tables that hold adapters now."""
+        return self._merged.modules
 
     def refresh(self, loaded: Iterable[Loaded], enabled: bool, factor: float) -> None:
         """Bring every table to the strengths in force."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.errors import StackError
+from diffadapt.inject.merge import MergedModule
 from diffadapt.inject.merging import MergedWeights, MergeOptions
 from diffadapt.inject.placement import Loaded
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.schedule import Number
-from diffadapt.report import LoadReport
+from diffadapt.inject.tables import Tables
+from diffadapt.report import LayerMerge, LoadReport
 
 
 class StackView:
@@ -22,6 +24,7 @@ class StackView:
     _merged: MergedWeights
     _options: MergeOptions | None
     _enabled: bool
+    _tables: Tables
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,6 +74,26 @@ class StackView:
                 if own and value and key in self._merged:
                     found.setdefault(key.component, {})[name] = None
         return {component: tuple(names) for component, names in found.items()}
+
+    def base_weight(self, key: TargetKey) -> Tensor | None:
+        """A module's weight as it was before its merge; None where it holds no adapter."""
+        held = self._holding(key)
+        return None if held is None else held.base_weight()
+
+    def base_bias(self, key: TargetKey) -> Tensor | None:
+        """A module's bias as it was before its merge; None where it holds no adapter."""
+        held = self._holding(key)
+        return None if held is None else held.base_bias()
+
+    def merge_of(self, name: str, key: TargetKey) -> LayerMerge | None:
+        """How a module's weight took an adapter's change; None where it holds none of it."""
+        held = self._holding(key)
+        here = key not in self._merged or (self._options is not None and self._options.takes(name, key.component))
+        return held.result if held is not None and here else None
+
+    def _holding(self, key: TargetKey) -> MergedModule | None:
+        """The module, where its parameters hold adapters: merged ones, or (of tables) live ones."""
+        return self._merged.modules.get(key) or self._tables.modules.get(key)
 
     def __len__(self) -> int:
         return len(self._loaded)

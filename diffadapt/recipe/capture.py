@@ -12,6 +12,7 @@ from diffadapt.errors import RecipeError, SourceError
 from diffadapt.inject.placement import LINEAR, Loaded
 from diffadapt.inject.schedule import Schedule
 from diffadapt.inject.stack import PipelineAdapters
+from diffadapt.io.headers import config_beside
 from diffadapt.recipe.part import Part
 from diffadapt.recipe.recipe import MADE_BY, Merge, Recipe
 from diffadapt.recipe.sources import address_of, config_hash, hashes_of
@@ -31,13 +32,28 @@ def capture(pipeline: Any, settings: Mapping[str, Any]) -> Recipe:
     if not stack.enabled and len(stack):
         raise RecipeError("All adapters are disabled: there is no mix to write down. Call pipe.adapters.enable().")
     names = [name for name in stack.names if _counts(stack, name)]
-    around = {"base": _base(pipeline), "sampler": _sampler(pipeline)}
+    around = surroundings(pipeline)
     if len(names) == 1 and (made_by := _made_by(stack, names[0])) is not None:
         whole = [part.name for part in made_by.adapters]
         return replace(made_by, **{"merge": _merge(stack, {names[0]}, whole), **around, **settings})
     parts = tuple(part_of(stack, name) for name in names)
     found: dict[str, Any] = {"adapters": parts, "merge": _merge(stack, set(names), None), **around, **settings}
     return Recipe(**found)
+
+
+def surroundings(pipeline: Any) -> dict[str, Any]:
+    """What a recipe says of the pipeline around the mix: the base model's name and the scheduler's class."""
+    return {"base": _base(pipeline), "sampler": _sampler(pipeline)}
+
+
+def pinned(part: Part, path: Path) -> Part:
+    """A part that says which file it is by its address, name, size and hashes. Raises SourceError where it cannot be
+    read."""
+    hashes = hashes_of(path)
+    return replace(
+        part, file=path.name, source=address_of(path), sha256=hashes.sha256, autov3=hashes.autov3,
+        size=path.stat().st_size, config=config_hash(config_beside(path)),
+    )  # fmt: skip
 
 
 def _made_by(stack: PipelineAdapters, name: str) -> Recipe | None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 from torch import nn
 
 from diffadapt.errors import RecipeError, StackError
-from diffadapt.inject.block_weights import block_strength, kind_of
+from diffadapt.inject.own_blocks import strength_for
 from diffadapt.inject.placement import LINEAR
 from diffadapt.inject.scaling import DEFAULT, Strength
 from diffadapt.inject.schedule import Schedule, Window
@@ -130,6 +130,28 @@ class Part(Record):
         return replace(self, source=None, file=self.file or name)
 
     @property
+    def main_weight(self) -> float:
+        """The one number that says most of how strong it is: `weight`, or that of a tag's denoiser."""
+        return self.weight if self.tag is None else parse_tag(self.tag).rest
+
+    def with_weight(self, weight: float) -> Part:
+        """The same part at another weight; a tag's text encoders keep their ratio to the rest, where that has one."""
+        if self.tag is None:
+            return replace(self, weight=weight)
+        weight = float(number(weight, f"{self._where()}weight"))
+        said = parse_tag(self.tag)
+        te = weight if said.unet is None else said.te * weight / said.rest if said.rest else said.te
+        return replace(self, tag=str(replace(said, te=te, unet=None if said.unet is None else weight)))
+
+    def scaled(self, factor: float) -> Part:
+        """The same part, so many times as strong."""
+        if self.tag is None:
+            return replace(self, weight=self.weight * factor)
+        said = parse_tag(self.tag)
+        unet = None if said.unet is None else said.unet * factor
+        return replace(self, tag=str(replace(said, te=said.te * factor, unet=unet)))
+
+    @property
     def mention(self) -> Mention:
         """The part as a prompt's tag: the one it came with, or as much as a tag can say."""
         if self.tag is not None:
@@ -180,7 +202,7 @@ def _blocks(tag: str, said: Mention, models: Mapping[str, nn.Module]) -> Strengt
             return said.te
         return {DEFAULT: said.rest, **{name: said.te for name in models if name.startswith("text_encoder")}}
     try:
-        blocks = block_strength(_numbers(said), kind_of(models))
+        blocks = strength_for(_numbers(said), models)
     except StackError as error:
         raise RecipeError(f"{clip(tag)}: {error}") from error
     if not isinstance(blocks, Mapping):

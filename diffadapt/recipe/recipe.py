@@ -12,6 +12,7 @@ does not know is refused. Nothing in a recipe is code, and reading one opens no 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -134,6 +135,18 @@ class Recipe(Record):
         """The prompt, after it the trigger words that are switched on and are not in it."""
         words = dict.fromkeys(word for part in self.adapters for word in part.triggers)
         return ", ".join(filter(None, [self.prompt, *(word for word in words if word not in self.prompt)]))
+
+    def with_total(self, total: float) -> Recipe:
+        """The same mix with its weights scaled so that their sizes sum to `total`: more adapters, no stronger a mix.
+
+        Of a tag, the weight of the denoiser counts. Raises RecipeError for a total that is no finite number above 0.
+        """
+        if not 0 < total < math.inf:
+            raise RecipeError(f"The total is {total}; expected a finite number above 0.")
+        size = sum(abs(part.main_weight) for part in self.adapters)
+        if not size:
+            return self
+        return replace(self, adapters=tuple(part.scaled(total / size) for part in self.adapters))
 
     # -- JSON --------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,9 @@ class Method(ABC):
     signed: ClassVar[bool] = True
     """Whether weights may be negative."""
 
+    by_target: ClassVar[bool] = False
+    """Whether an adapter may have another weight on every target."""
+
     def check(self, weights: Sequence[float]) -> None:
         """Raise CombineError unless the method takes as many adapters as there are weights, and these weights."""
         if self.takes is not None and len(weights) != self.takes:

@@ -37,6 +37,7 @@ class Sum(Method):
     """The exact sum, in the smallest form that holds it."""
 
     name: ClassVar[str] = "sum"
+    by_target: ClassVar[bool] = True
 
     def weight(self, parts: Sequence[Part], rank: int | None) -> tuple[Delta, float]:
         if rank is not None:
@@ -57,6 +58,7 @@ class Cat(Method):
     """The exact sum as one LoRA; its rank is the sum of the ranks."""
 
     name: ClassVar[str] = "cat"
+    by_target: ClassVar[bool] = True
 
     def weight(self, parts: Sequence[Part], rank: int | None) -> tuple[Delta, float]:
         if rank is not None:
@@ -76,6 +78,7 @@ class SVD(InSpace):
     """The best LoRA of a rank (default: the largest rank among the parts)."""
 
     name: ClassVar[str] = "svd"
+    by_target: ClassVar[bool] = True
 
     def core(self, space: Space, weights: Sequence[float]) -> Tensor:
         return weighted(space.cores, weights)

@@ -1,0 +1,1 @@
+"""The mixer: a page on which adapters are blended, and the same as endpoints."""

@@ -1,0 +1,71 @@
+"""What every group of endpoints stands on: whose turn it is, and the mix that a text means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from diffadapt.errors import RecipeError
+from diffadapt.recipe import Recipe
+
+from . import mix
+from .library import Library
+from .session import Session, Sessions
+from .shelf import Shelf
+from .studio import Studio
+
+_OVER = ("method", "options", "seed", "steps", "guidance", "negative")
+
+
+class Acting:
+    """The actions on one pipeline and its library."""
+
+    def __init__(self, studio: Studio, library: Library, sessions: Sessions) -> None:
+        self.studio, self.library, self.sessions = studio, library, sessions
+
+    def session(self, request: gr.Request | None) -> Session:
+        """Whose turn it is."""
+        return self.sessions.get(request.session_hash if request else None)
+
+    def shelf(self, request: gr.Request | None) -> Shelf:
+        """What they see of the library."""
+        return self.session(request).shelf(self.library)
+
+    def recipe(self, text: str, shelf: Shelf, settings: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe of a prompt with tags or of a recipe's JSON, with its files found."""
+        if text.lstrip().startswith("{"):
+            recipe: Recipe = Recipe.from_json(text)
+            return replace(recipe, **{key: value for key, value in (settings or {}).items() if key in _OVER})
+        return mix.to_recipe(mix.with_prompt([], text, shelf), text, settings or {})
+
+
+def settings(
+    negative: str = "", seed: int = 0, steps: int = 0, guidance: float = -1.0, merged: bool = False,
+    method: str = "sum", rank: int = 0, normalise: str = "sum",
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of a recipe, of numbers in which 0 or -1 stands for none."""
+    return {
+        "negative": negative, "seed": int(seed), "steps": int(steps) or None,
+        "guidance": None if guidance < 0 else float(guidance), "merged": merged, "method": method,
+        "options": {"rank": int(rank)} if rank and method != "sum" else {}, "normalise": normalise,
+    }  # fmt: skip
+
+
+def id_of(shelf: Shelf, text: str) -> str:
+    """The id of a card that somebody names by it or by the adapter's name. Raises RecipeError where there is none."""
+    card = shelf.named(text)
+    if card is None:
+        raise RecipeError(f"The library does not have {text!r}. Ask list_adapters for what it has.")
+    return card.id
+
+
+def uploaded(file: Any) -> Path:
+    """Where an upload lies; Gradio has checked that it is one."""
+    path = file.get("path") if isinstance(file, Mapping) else getattr(file, "path", None)
+    if not path:
+        raise RecipeError("No file was given.")
+    return Path(path)
