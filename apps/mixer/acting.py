@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from diffadapt.errors import RecipeError
+from diffadapt.io.plain_json import clip
 from diffadapt.recipe import Recipe
 
 from . import mix
@@ -45,14 +47,32 @@ class Acting:
 
 def settings(
     negative: str = "", seed: int = 0, steps: int = 0, guidance: float = -1.0, merged: bool = False,
-    method: str = "sum", rank: int = 0, normalise: str = "sum",
+    method: str = "sum", rank: int = 0, normalise: str = "sum", options: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """The fields of a recipe, of numbers in which 0 or -1 stands for none."""
+    """The fields of a recipe, of numbers in which 0 or -1 stands for none.
+
+    options: the method's, "density=0.4, seed=1". Raises RecipeError for what is none.
+    """
     return {
         "negative": negative, "seed": int(seed), "steps": int(steps) or None,
         "guidance": None if guidance < 0 else float(guidance), "merged": merged, "method": method,
-        "options": {"rank": int(rank)} if rank and method != "sum" else {}, "normalise": normalise,
+        "options": {**({"rank": int(rank)} if rank else {}), **_options(options)} if method != "sum" else {},
+        "normalise": normalise,
     }  # fmt: skip
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Names and values of a text: numbers and true or false as such, anything else as text."""
+    found: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise RecipeError(f"{clip(part, 60)} is no option of a method. Expected name=value, as in density=0.4.")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value.strip()
+    return found
 
 
 def id_of(shelf: Shelf, text: str) -> str:

@@ -17,7 +17,7 @@ class PictureActions(Acting):
 
     def mix_to_recipe(
         self, mix_text: str, negative: str = "", seed: int = 0, steps: int = 0, guidance: float = -1.0,
-        merged: bool = False, method: str = "sum", rank: int = 0, normalise: str = "sum",
+        merged: bool = False, method: str = "sum", rank: int = 0, normalise: str = "sum", options: str = "",
         request: gr.Request | None = None,
     ) -> str:  # fmt: skip
         """Write a mix down as a recipe: JSON that makes the same picture again.
@@ -32,18 +32,19 @@ class PictureActions(Acting):
             method: how adapters are combined, "sum" leaves them side by side
             rank: of the one adapter that another method makes, 0 for the method's own
             normalise: "sum", or "constant total" for weights whose sizes sum to 1
+            options: further ones of the method, "density=0.4, seed=1"
 
         Returns:
             the recipe as JSON, with the hashes of its files
         """
-        given = settings(negative, seed, steps, guidance, merged, method, rank, normalise)
+        given = settings(negative, seed, steps, guidance, merged, method, rank, normalise, options)
         shelf = self.shelf(request)
         return self.studio.written_down(shelf.resolve(self.recipe(mix_text, shelf, given))).to_json()
 
     def generate(
         self, mix_text: str, negative: str = "", seed: int = 0, steps: int = 0, guidance: float = -1.0,
         width: int = 0, height: int = 0, merged: bool = False, method: str = "sum", rank: int = 0,
-        normalise: str = "sum", request: gr.Request | None = None,
+        normalise: str = "sum", options: str = "", request: gr.Request | None = None,
     ) -> FileData:  # fmt: skip
         """Make a picture with a mix of adapters.
 
@@ -59,13 +60,14 @@ class PictureActions(Acting):
             method: how adapters are combined, "sum" leaves them side by side
             rank: of the one adapter that another method makes, 0 for the method's own
             normalise: "sum", or "constant total" for weights whose sizes sum to 1
+            options: further ones of the method, "density=0.4, seed=1"
 
         Returns:
             a PNG that holds its recipe and the parameters that other programs read
         """
         session = self.session(request)
         shelf = session.shelf(self.library)
-        given = settings(negative, seed, steps, guidance, merged, method, rank, normalise)
+        given = settings(negative, seed, steps, guidance, merged, method, rank, normalise, options)
         is_recipe = mix_text.lstrip().startswith("{")
         recipe = shelf.resolve(self.recipe(mix_text, shelf, {} if is_recipe else given))
         progress = gr.Progress()

@@ -65,7 +65,7 @@ def keeping(page: Page, tab: MixTab, dropped: gr.File) -> None:
     @telling
     def restore(path: str | None, request: gr.Request) -> list[Any]:
         if path is None:
-            return [gr.skip()] * 11
+            return [gr.skip()] * 12
         found = keep.read_recipe(Path(path))
         names = ", ".join(part.name for part in found.adapters) or "no adapters"
         gr.Info(f"The mix is back: {names}.")

@@ -89,7 +89,10 @@ def _mix(page: Page) -> tuple[Controls, dict[str, gr.Button], gr.HTML]:
                 list(METHODS), value="sum", label="Method", info="others make one adapter of the mix", min_width=140
             )
             rank = gr.Number(label="Rank of that adapter", value=0, precision=0, minimum=0, info="0: the method's own")
-    controls = Controls(prompt, negative, rows, seed, steps, guidance, width, height, mode, method, rank, normalise)
+            options = gr.Textbox(label="Options of the method", placeholder="density=0.4", max_lines=1, min_width=140)
+    controls = Controls(
+        prompt, negative, rows, seed, steps, guidance, width, height, mode, method, rank, options, normalise
+    )
     return controls, {"draw": draw, "stop": stop, "check": check, "balance": balance}, why
 
 

@@ -44,6 +44,7 @@ class Controls:
     mode: gr.Radio
     method: gr.Dropdown
     rank: gr.Number
+    options: gr.Textbox
     normalise: gr.Radio
 
     @property
@@ -66,6 +67,7 @@ class Wish:
     mode: str
     method: str
     rank: float | None
+    options: str
     normalise: str
 
     @classmethod
@@ -82,7 +84,7 @@ class Wish:
         guidance = -1.0 if self.guidance is None else self.guidance
         given = settings(
             self.negative or "", int(self.seed or 0), int(self.steps or 0), guidance, self.mode == "merged",
-            self.method, int(self.rank or 0), self.normalise,
+            self.method, int(self.rank or 0), self.normalise, self.options or "",
         )  # fmt: skip
         return shelf.resolve(to_recipe(self.mix(), self.prompt or "", given))
 

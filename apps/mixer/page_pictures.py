@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,7 +84,7 @@ def restoring(page: Page, tab: MixTab, event: Any, recipe: Any) -> None:
     @telling
     def restore(text: str, request: gr.Request) -> Any:
         if not text:
-            return [gr.skip()] * 10
+            return [gr.skip()] * 11
         return restored(page, Recipe.from_json(text), request)
 
     event(restore, recipe, outputs_of(controls), show_progress="hidden", **PRIVATE)
@@ -91,7 +92,19 @@ def restoring(page: Page, tab: MixTab, event: Any, recipe: Any) -> None:
 
 def outputs_of(controls: Any) -> list[Any]:
     """The controls that `restored` sets."""
-    names = ("rows", "prompt", "negative", "seed", "steps", "guidance", "mode", "method", "rank", "normalise")
+    names = (
+        "rows",
+        "prompt",
+        "negative",
+        "seed",
+        "steps",
+        "guidance",
+        "mode",
+        "method",
+        "rank",
+        "options",
+        "normalise",
+    )
     return [getattr(controls, name) for name in names]
 
 
@@ -106,7 +119,8 @@ def restored(page: Page, recipe: Any, request: gr.Request) -> list[Any]:
         page.dressed(rows, shelf), page.prompt(rows, recipe.prompt, request), recipe.negative, recipe.seed or 0,
         recipe.steps or usual.get("num_inference_steps", 30),
         usual.get("guidance_scale", 5.0) if recipe.guidance is None else recipe.guidance,
-        "merged" if recipe.merged else "live", recipe.method, recipe.options.get("rank", 0) or 0, "sum",
+        "merged" if recipe.merged else "live", recipe.method, recipe.options.get("rank", 0) or 0,
+        ", ".join(f"{name}={json.dumps(value)}" for name, value in recipe.options.items() if name != "rank"), "sum",
     ]  # fmt: skip
 
 

@@ -47,6 +47,25 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
+NAMELESS = """() => {
+  const named = (node) =>
+    (node.getAttribute("aria-label") || node.title || node.innerText || node.placeholder || "").trim()
+    || (node.labels && [...node.labels].some((label) => label.innerText.trim()))
+    || (node.getAttribute("aria-labelledby") && document.getElementById(node.getAttribute("aria-labelledby")));
+  const shown = (node) => node.getClientRects().length && getComputedStyle(node).visibility !== "hidden";
+  return JSON.stringify([...document.querySelectorAll("button, input:not([type=file]), select, textarea")]
+    .filter((node) => shown(node) && !named(node)).map((node) => node.outerHTML.slice(0, 200)));
+}"""
+"""Gives what can be used on the page and has no name for those who do not see it, as JSON."""
+
+DROP = """([name, text]) => {
+  const moved = new DataTransfer();
+  moved.items.add(new File([text], name, { type: "application/json" }));
+  document.querySelector("#prompt").dispatchEvent(new DragEvent("drop", { dataTransfer: moved, bubbles: true }));
+}"""
+"""Drops a file with a name and a text on the prompt."""
+
+
 class Tab:
     """One person's tab of the browser on the mixer. errors: what went wrong in the page's own scripts."""
 

@@ -16,7 +16,7 @@ import diffadapt
 from diffadapt import shapes
 from diffadapt.apps.mixer.serving import Served
 from diffadapt.recipe import Recipe, read_png
-from tests.apps.browser.conftest import Tab
+from tests.apps.browser.conftest import DROP, NAMELESS, Tab
 
 
 def test_two_adapters_are_mixed_drawn_and_compared(tab: Tab) -> None:
@@ -143,16 +143,9 @@ def _pixels(png: bytes) -> bytes:
     return Image.open(io.BytesIO(png)).convert("RGB").tobytes()
 
 
-_DROP = """([name, text]) => {
-  const moved = new DataTransfer();
-  moved.items.add(new File([text], name, { type: "application/json" }));
-  document.querySelector("#prompt").dispatchEvent(new DragEvent("drop", { dataTransfer: moved, bubbles: true }));
-}"""
-
-
 def test_a_recipe_that_is_dropped_anywhere_brings_its_mix_back(tab: Tab) -> None:
     recipe = Recipe.from_prompt("a pink heart <lora:dusk:0.6>", seed=3, steps=7)
-    tab.page.evaluate(_DROP, ["mix.json", recipe.to_json()])
+    tab.page.evaluate(DROP, ["mix.json", recipe.to_json()])
     tab.page.wait_for_selector('.da-row[data-name="dusk"]')
     assert tab.prompt == "a pink heart <lora:dusk:0.6>"
     assert tab.row("dusk")["weight"] == 0.6
@@ -248,7 +241,7 @@ def test_it_fits_a_narrow_screen_and_everything_has_a_name(browser: Browser, mix
     tab.add("zibo")
     tab.page.locator('.da-row[data-name="zibo"] summary').click()
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 400
-    names = json.loads(tab.page.evaluate(_NAMELESS))
+    names = json.loads(tab.page.evaluate(NAMELESS))
     assert names == []
     tab.shot(f"narrow-{theme}", whole=True)
     tab.page.get_by_role("button", name="More tabs").click()
@@ -257,15 +250,24 @@ def test_it_fits_a_narrow_screen_and_everything_has_a_name(browser: Browser, mix
     tab.close()
 
 
-_NAMELESS = """() => {
-  const named = (node) =>
-    (node.getAttribute("aria-label") || node.title || node.innerText || node.placeholder || "").trim()
-    || (node.labels && [...node.labels].some((label) => label.innerText.trim()))
-    || (node.getAttribute("aria-labelledby") && document.getElementById(node.getAttribute("aria-labelledby")));
-  const shown = (node) => node.getClientRects().length && getComputedStyle(node).visibility !== "hidden";
-  return JSON.stringify([...document.querySelectorAll("button, input:not([type=file]), select, textarea")]
-    .filter((node) => shown(node) && !named(node)).map((node) => node.outerHTML.slice(0, 200)));
-}"""
+def test_everything_on_every_tab_has_a_name_and_options_reach_the_method(tab: Tab) -> None:
+    tab.add("outline")
+    tab.add("frame")
+    tab.page.get_by_role("button", name="Settings").first.click()
+    for name in ("Pictures", "Grid", "Understand", "Keep", "Convert", "Mix"):
+        tab.open(name)
+        tab.page.wait_for_timeout(300)
+        assert json.loads(tab.page.evaluate(NAMELESS)) == [], name
+    tab.page.get_by_label("Method", exact=True).click()
+    tab.page.get_by_role("option", name="ties", exact=True).click()
+    tab.page.get_by_label("Options of the method").fill("density=2")
+    tab.page.locator("#generate").click()
+    expect(tab.page.locator("#progress")).to_contain_text("density")
+    tab.page.get_by_label("Options of the method").fill("density=0.5")
+    tab.generate(1)
+    tab.open("Pictures")
+    tab.page.locator("#history button.thumbnail-item, #history .thumbnail-item").first.click()
+    expect(tab.page.locator(".cm-content")).to_contain_text('"density": 0.5')
 
 
 def test_the_keyboard_alone_makes_a_picture(tab: Tab) -> None:
