@@ -130,6 +130,9 @@ def test_weights_count_in_a_comparison():
     one, two = many("one", 1), many("two", 1)
     found = diffadapt.compare({one: 2.0, two: -1.0})
     assert found.rows[0].energy[0] == pytest.approx(4 * found.rows[0].energy[1])
+    for row, keys in zip(found.rows, (LAYERS[:3], LAYERS[3:]), strict=True):
+        whole = torch.cat([one.targets[key].weight_delta(torch.zeros(32, 24)).double().flatten() for key in keys])
+        assert row.norms == pytest.approx((2 * float(whole.norm()), float(whole.norm())))
     assert {clash.kind for clash in found.clashes} == {"opposed"}
     with pytest.raises(CombineError, match="2 adapters and 1 weights"):
         diffadapt.compare([one, two], [1.0])

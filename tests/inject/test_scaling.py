@@ -54,6 +54,10 @@ def values(strength):
         ({"up.**.conv?": 0.4, "*.fc1": -2}, [1, 1, 1, 1, 1, 1, 1, 0.4, -2]),
         ({"unet": {"down.**": 0.4, "up": {"**.to_q": 0.1}}}, [1, 0.4, 0.4, 0.4, 1, 0.1, 1, 1, 1]),
         ({"text_encoder_2": 0.3}, [1] * 9),
+        # "^" is the beginning of the path
+        ({"unet": {"attentions.0": 0.4, "^down_blocks.1": 0.2}}, [1, 0.4, 0.2, 1, 0.4, 0.4, 1, 1, 1]),
+        ({"unet": {"transformer_blocks": 0.4, "^conv_*": 0.3}}, [0.3, 0.4, 0.4, 1, 0.4, 0.4, 0.4, 1, 1]),
+        ({"unet": {"^down": {"**.to_q": 0.1}, "^mid": 0.6}}, [1, 0.1, 1, 1, 0.6, 1, 1, 1, 1]),
     ],
 )
 def test_rules(strength, expected):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import diffadapt
 from tests import tiny
@@ -54,3 +57,36 @@ def test_an_adapter_that_is_not_trainable_gets_no_gradient(lycoris_files):
     sample, timestep, text = tiny.inputs()
     pipe.unet(sample.requires_grad_(), timestep, text).sample.sum().backward()
     assert sample.grad is not None
+
+
+class Unknown(torch.nn.Module):
+    """A transformer of no family."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(6, 6) for _ in range(2)]).requires_grad_(False)
+
+    def forward(self, x):
+        return self.blocks[1](self.blocks[0](x))
+
+
+def test_an_adapter_of_an_unknown_family_is_saved_as_it_has_become(tmp_path):
+    """Only the model itself can name its modules: the file keeps the names that it came with, each once."""
+    file = {f"transformer.blocks.{i}.lora_A.weight": torch.ones(2, 6) for i in range(2)}
+    file |= {f"transformer.blocks.{i}.lora_B.weight": torch.zeros(6, 2) for i in range(2)}
+    owner = diffadapt.enable(SimpleNamespace(components={"transformer": Unknown()}))
+    owner.load_adapter(file, adapter_name="a", trainable=True)
+    assert len(owner.adapters["a"].foreign) == 2
+    model, x = owner.components["transformer"], torch.ones(1, 6)
+    model(x).square().mean().backward()
+    with torch.no_grad():
+        for parameter in owner.adapters.parameters("a"):
+            parameter.sub_(parameter.grad)
+        trained = model(x)
+    path = owner.adapters.save("a", tmp_path / "trained.safetensors")
+    assert load_file(path).keys() == file.keys()
+    again = diffadapt.enable(SimpleNamespace(components={"transformer": Unknown()}))
+    assert again.load_adapter(path).complete
+    torch.testing.assert_close(again.components["transformer"](x), trained)
+    assert not torch.equal(trained, Unknown()(x))
