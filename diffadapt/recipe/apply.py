@@ -71,16 +71,21 @@ def _as_one(recipe: Recipe, pipeline: Any, finder: Finder) -> dict[str, str]:
     return names
 
 
-def _weights(recipe: Recipe, stack: PipelineAdapters) -> dict[str, float]:
-    """The parts' weights. Raises RecipeError for strengths that are no numbers: a file has one for all layers."""
+def _weights(recipe: Recipe, stack: PipelineAdapters) -> dict[str, Strength]:
+    """The parts' weights. Raises RecipeError for strengths by block or step where the method takes one number for all
+    layers."""
+    from diffadapt.combine import METHODS
+
     found = recipe.strengths(stack)
+    if recipe.method in METHODS and METHODS[recipe.method].by_target:
+        return found
     for name, strength in found.items():
         if isinstance(strength, bool) or not isinstance(strength, (int, float)):
             raise RecipeError(
                 f"{name!r} has a strength by block or step, which {recipe.method!r} cannot mix into one file. Give it "
                 'a number, or the recipe the method "sum".'
             )
-    return {name: float(strength) for name, strength in found.items() if isinstance(strength, (int, float))}
+    return found
 
 
 def _loaded(recipe: Recipe, stack: PipelineAdapters) -> dict[str, str]:

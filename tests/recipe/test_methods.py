@@ -72,6 +72,17 @@ def test_its_file_says_how_it_was_made(recipe: Recipe, tmp_path: Path) -> None:
     assert [part["name"] for part in said["adapters"]] == ["ink", "pixel"]
 
 
+def test_exact_methods_keep_strengths_by_block(recipe: Recipe) -> None:
+    blocks = {"unet": {"down": 0.2, "mid": 1.5, "default": 0.0}}
+    parts = tuple(replace(part, weight=1.0, strength=blocks) for part in recipe.adapters)
+    live, made = diffadapt.enable(tiny.sd()), diffadapt.enable(tiny.sd())
+    replace(recipe, adapters=parts, method="sum", options={}).apply(live)
+    replace(recipe, adapters=parts, method="svd", options={"rank": 64}).apply(made)
+    # Full rank loses nothing; the factors are multiplied in another order.
+    torch.testing.assert_close(tiny.run(made.unet), tiny.run(live.unet), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(tiny.run(made.unet), tiny.run(diffadapt.enable(tiny.sd()).unet))
+
+
 def test_it_is_merged_and_leaves_the_very_bits(recipe: Recipe) -> None:
     pipe = diffadapt.enable(tiny.sd())
     before = tiny.snapshot(pipe.unet)
