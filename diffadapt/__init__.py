@@ -40,11 +40,15 @@ from diffadapt.schedule import Schedule, switch
 
 if TYPE_CHECKING:
     from diffadapt.combine import balance, compare, extract, resize, similarity, to_lora
+    from diffadapt.explain.effect import effect
 
 __version__ = "0.1.0"
 
-_LATER = frozenset({"balance", "compare", "extract", "resize", "similarity", "to_lora"})
-"""Of `diffadapt.combine`, imported when asked for."""
+_LATER = {
+    **dict.fromkeys(("balance", "compare", "extract", "resize", "similarity", "to_lora"), "diffadapt.combine"),
+    "effect": "diffadapt.explain.effect",
+}
+"""What is imported when it is asked for, and where it is."""
 
 __all__ = [
     "Adapter",
@@ -76,6 +80,7 @@ __all__ = [
     "combine",
     "compare",
     "composite",
+    "effect",
     "enable",
     "extract",
     "load_adapter",
@@ -92,6 +97,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import sys
+    from importlib import import_module
 
+    import_module(_LATER[name])
     # `diffadapt.combine` is the function; the module of that name is found among the modules.
-    return getattr(sys.modules["diffadapt.combine"], name)
+    return getattr(sys.modules[_LATER[name]], name)
