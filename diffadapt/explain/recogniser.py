@@ -7,11 +7,8 @@ remembered together with what was asked of the metadata on the way.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 from diffadapt.adapter import Adapter
 from diffadapt.dialects.peft_methods import refuse_method
@@ -20,8 +17,8 @@ from diffadapt.errors import NotAnAdapterError, SourceError
 from diffadapt.explain.build import of_structure, with_metadata
 from diffadapt.explain.explanation import Explanation, Problem
 from diffadapt.io.checkpoint import RawCheckpoint
-from diffadapt.io.headers import HeaderText, Small, read_small, small_tensors
-from diffadapt.io.safetensors import SafetensorsHeader
+from diffadapt.io.headers import HeaderText
+from diffadapt.io.structures import Seen, Structures, Variant
 from diffadapt.reading import interpret
 
 _STRUCTURES = 1024
@@ -70,82 +67,37 @@ _SPLIT = Problem(
 )
 
 
-class _Variant(NamedTuple):
-    """One explanation of a structure, for these scalars, this config and these answers of the metadata."""
-
-    scalars: bytes
-    config: Mapping[str, Any] | None
-    asked: Mapping[str, str | None]
-    found: Explanation
-
-
-@dataclass
-class _Structure:
-    """What is remembered of files with equal keys, types, shapes and offsets.
-
-    metadata: where they were a part of what was compared, else None. data_bytes: the size of the data section.
-    """
-
-    small: Small
-    data_bytes: int
-    metadata: Mapping[str, str] | None
-    variants: list[_Variant] = field(default_factory=list)
-
-
 class Recogniser:
     """Explains headers, and remembers structures. One for each process."""
 
     def __init__(self, sampled: bool = False) -> None:
         """sampled: alphas are read for one module of each kind only (see `headers.small_tensors`)."""
         self.sampled = sampled
-        self._structures: OrderedDict[bytes, _Structure] = OrderedDict()
+        self._structures: Structures[Explanation] = Structures(_STRUCTURES, _VARIANTS, sampled)
 
     def explain(self, header: HeaderText) -> Explanation:
         """The explanation of a file by its header. Errors as for `read_adapter`."""
-        metadata, rest = header.parts()
-        digest = blake2b(rest).digest()
-        known = self._structures.get(digest)
-        parsed: SafetensorsHeader | None = None
-        if known is None or header.file_bytes not in (None, 8 + len(header.text) + known.data_bytes):
-            parsed = header.parse()
-            if not parsed.tensors:
-                raise NotAnAdapterError(f"{header.name}: holds no tensors. Expected an adapter's weights.")
-            own = parsed.metadata if metadata is None else None
-            known = _Structure(small_tensors(parsed.tensors, self.sampled), parsed.file_bytes - parsed.data_start, own)
-            self._remember(digest, known)
-        metadata = metadata if known.metadata is None else known.metadata
-        found = self._found(header, known, metadata or {}, parsed)
-        found = with_metadata(found, metadata or {}, header.config)
-        sampled = bool(known.small.alike) and header.path is not None
+        seen = self._structures.see(header)
+        known = seen.known(header.config)
+        found = with_metadata(self._found(seen) if known is None else known.found, seen.metadata, header.config)
+        sampled = bool(seen.structure.small.alike) and header.path is not None
         return replace(
             found, source=header.name, file_bytes=header.file_bytes, header_only=True, alphas_sampled=sampled
         )
 
-    def _remember(self, digest: bytes, known: _Structure) -> None:
-        self._structures[digest] = known
-        if len(self._structures) > _STRUCTURES:
-            self._structures.popitem(last=False)
-
-    @staticmethod
-    def _found(
-        header: HeaderText, known: _Structure, metadata: Mapping[str, str], parsed: SafetensorsHeader | None
-    ) -> Explanation:
-        """What was worked out for a file that differs in nothing that was asked, or for this one now."""
+    def _found(self, seen: Seen[Explanation]) -> Explanation:
+        """What is worked out for this file now, and remembered for those that differ in nothing that was asked."""
+        header, parsed, noted = seen.header, seen.parse(), Noted(seen.metadata)
+        if not parsed.tensors:
+            raise NotAnAdapterError(f"{header.name}: holds no tensors. Expected an adapter's weights.")
         local = header.path is not None
-        scalars = read_small(header.path, 8 + len(header.text), known.small) if header.path is not None else b""
-        for variant in known.variants:
-            alike = variant.scalars == scalars and variant.config == header.config
-            if alike and all(metadata.get(key) == value for key, value in variant.asked.items()):
-                return variant.found
-        noted = Noted(metadata)
-        raw = header.checkpoint(parsed or header.parse(), known.small.by_key(scalars) if local else {})
+        raw = header.checkpoint(parsed, seen.small() if local else {})
         found = of_structure(read(replace(raw, metadata=noted)), alphas_read=local)
         if noted.unanswered:
             found = replace(found, problems=(*found.problems, _SPLIT))
         # An embedding that has no name in the file takes the file's own.
         if not noted.listed and not found.embeddings:
-            known.variants[:0] = [_Variant(scalars, header.config, noted.asked, found)]
-            del known.variants[_VARIANTS:]
+            self._structures.remember(seen, Variant(seen.scalars, header.config, noted.asked, found))
         return found
 
 

@@ -71,9 +71,9 @@ class Seen(Generic[Found]):
 class Structures(Generic[Found]):
     """Remembers structures."""
 
-    def __init__(self, structures: int, variants: int) -> None:
-        """How many are remembered, and how many variants of each."""
-        self._most, self._variants = structures, variants
+    def __init__(self, structures: int, variants: int, sampled: bool = False) -> None:
+        """How many are remembered, and how many variants of each. sampled: see `small_tensors`."""
+        self._most, self._variants, self._sampled = structures, variants, sampled
         self._known: OrderedDict[bytes, _Structure[Found]] = OrderedDict()
 
     def see(self, header: HeaderText) -> Seen[Found]:
@@ -86,7 +86,7 @@ class Structures(Generic[Found]):
         if known is None or header.file_bytes not in (None, 8 + len(header.text) + known.data_bytes):
             parsed = header.parse()
             own = parsed.metadata if metadata is None else None
-            known = _Structure(small_tensors(parsed.tensors), parsed.file_bytes - parsed.data_start, own)
+            known = _Structure(small_tensors(parsed.tensors, self._sampled), parsed.file_bytes - parsed.data_start, own)
             self._known[digest] = known
         self._known.move_to_end(digest)
         if len(self._known) > self._most:
