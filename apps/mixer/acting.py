@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from diffadapt.errors import RecipeError
 from diffadapt.io.plain_json import clip
@@ -30,8 +32,8 @@ class Acting:
         self.studio, self.library, self.sessions = studio, library, sessions
 
     def session(self, request: gr.Request | None) -> Session:
-        """Whose turn it is."""
-        return self.sessions.get(request.session_hash if request else None)
+        """Whose turn it is. A call from outside that names no session has one for itself."""
+        return self.sessions.get((request.session_hash or uuid4().hex) if request else None)
 
     def shelf(self, request: gr.Request | None) -> Shelf:
         """What they see of the library."""
@@ -84,8 +86,12 @@ def id_of(shelf: Shelf, text: str) -> str:
 
 
 def uploaded(file: Any) -> Path:
-    """Where an upload lies; Gradio has checked that it is one."""
+    """Where an upload lies. Raises RecipeError for any other place: Gradio looks only at files that call themselves so,
+    and a stranger need not."""
     path = file.get("path") if isinstance(file, Mapping) else getattr(file, "path", None)
-    if not path:
+    if not isinstance(path, str) or not path:
         raise RecipeError("No file was given.")
-    return Path(path)
+    found, folder = Path(path).resolve(), Path(get_upload_folder()).resolve()
+    if not found.is_relative_to(folder) or not found.is_file():
+        raise RecipeError(f"{clip(found.name, 60)} was not uploaded. Upload a file, and give what that answers.")
+    return found

@@ -25,8 +25,17 @@ def convert(shelf: Shelf, ids: Sequence[str], out: Path, plan: Plan) -> list[Rec
     many; what is wrong with a file is in its record."""
     if not 0 < len(ids) <= FILES:
         raise ConvertError(f"{len(ids)} files are chosen; expected 1 to {FILES}.")
-    sources = [str(shelf.path(one)) for one in ids]
-    return list(Batch(sources, out, plan).run(workers=1))
+    batches: list[dict[str, str]] = []  # results are called like their cards: of one name, each goes to another folder
+    for one in dict.fromkeys(ids):
+        name = shelf.card(one).name.lower()
+        free = next((batch for batch in batches if name not in batch), None)
+        if free is None:
+            batches.append(free := {})
+        free[name] = str(shelf.path(one))
+    found: list[Record] = []
+    for number, batch in enumerate(batches):
+        found += Batch([*batch.values()], out / str(number + 1) if number else out, plan).run(workers=1)
+    return found
 
 
 def row(record: Record) -> list[str]:

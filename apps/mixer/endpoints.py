@@ -13,7 +13,7 @@ from .acting_files import FileActions
 from .acting_insight import InsightActions
 from .acting_library import LibraryActions
 from .acting_pictures import PictureActions
-from .telling import telling
+from .telling import checked, telling
 
 MODEL = "model"
 """What everything that uses the pipeline waits for, one at a time."""
@@ -40,4 +40,4 @@ class Endpoints(LibraryActions, PictureActions, InsightActions, FileActions):
                 self.convert, self.list_pictures, self.stop, self.list_choices)  # fmt: skip
         waiting = (self.generate, self.draw_grid, self.why, self.compare, self.spectrum, self.balance, self.save_mix)
         found = [(one, False) for one in free] + [(one, True) for one in waiting]
-        return [Endpoint(telling(call), model) for call, model in found]
+        return [Endpoint(telling(checked(call)), model) for call, model in found]

@@ -76,6 +76,8 @@ def draw_grid(studio: Studio, request: Request, x: Axis, y: Axis, stop: Asked) -
         for j, down in enumerate(y.values)
         for i, across in enumerate(x.values)
     ]
+    for _, _, one in cells:  # what is no block of this pipeline is found here
+        one.recipe.strengths(studio.pipeline.adapters)
     for i, j, one in cells:
         for event in studio.stream(one, stop):
             yield Cell(i, j, event) if isinstance(event, Drawn) else event
@@ -116,8 +118,11 @@ def _number(value: str, what: str) -> float:
 
 
 def _whole(value: str, what: str) -> int:
-    found = _number(value, what)
-    if found != int(found):
+    try:
+        return int(value)  # a seed may have more digits than a float
+    except ValueError:
+        found = _number(value, what)
+    if not found.is_integer():
         raise RecipeError(f"The {what} {clip(value, 40)} on an axis is no whole number.")
     return int(found)
 
@@ -133,6 +138,9 @@ def _weight(recipe: Recipe, of: str, value: str) -> Recipe:
 
 
 def _blocks(recipe: Recipe, of: str, value: str) -> Recipe:
+    if ":" in value or ">" in value:
+        raise RecipeError(f"The block weights {clip(value, 60)} on an axis hold ':' or '>', which no tag can.")
+
     def change(part: Part) -> Part:
         said = parse_tag(f"<lora:x:1:lbw={value}>").lbw
         return replace(part, tag=str(replace(part.mention, lbw=said, at=None)), strength=None, weight=1.0)

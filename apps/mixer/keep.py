@@ -36,7 +36,8 @@ def save_mix(
     if not known.adapters:
         raise RecipeError("No adapter is switched on, so there is nothing to save.")
     options: dict[str, Any] = dict(recipe.options)
-    wanted = rank or options.pop("rank", None)
+    held = options.pop("rank", None)
+    wanted = rank or held
     with studio.lock:
         strengths = known.strengths(studio.pipeline.adapters)
         pairs = [(_adapter(shelf, part), strengths[part.name]) for part in known.adapters]

@@ -204,7 +204,7 @@ def to_recipe(rows: Sequence[Row], prompt: str, settings: Mapping[str, Any]) -> 
     if normalise not in NORMALISATIONS:
         raise RecipeError(f"No normalisation is called {clip(normalise, 60)}; there are {', '.join(NORMALISATIONS)}.")
     clean, said = parse_prompt(prompt)
-    places = {one.name: one.at for one in said}
+    places = {one.name: len(_tidy(f"{clean[: one.at]}|")) - 1 for one in said}
     parts = tuple(row.to_part(places.get(row.name)) for row in rows if row.on)
     recipe = Recipe(prompt=_tidy(clean), adapters=parts, merge=Merge() if merged else None, **given)
     return recipe.with_total(1.0) if normalise == CONSTANT else recipe

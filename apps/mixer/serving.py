@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -13,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from diffadapt import shapes
-from diffadapt.errors import DiffAdaptError
+from diffadapt.errors import DiffAdaptError, SourceError
 
 UPLOAD = "2gb"
-_LOCAL = ("127.0.0.1", "localhost", "::1")
+_LOCAL = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,48 @@ def serve(options: Options) -> Served:
     from .session import Sessions
     from .studio import embedded, loaded
 
+    _check_place(options)
     is_embedded = options.model in shapes.PIPELINES
     studio, library = (embedded if is_embedded else loaded)(options.model, options.adapters)
-    library.scan()
-    sessions = Sessions()
-    last = ExitStack()
-    last.callback(sessions.close_all)
-    last.callback(library.close)
-    drawn = Drawn(studio, library) if is_embedded else None
-    endpoints = Endpoints(studio, library, sessions)
-    app, url = _headless(endpoints, options) if options.headless else _page(Page(endpoints, drawn), options)
-    last.callback(app.close)
-    if drawn is not None:
-        last.callback(drawn.close)
-        if options.previews and not options.headless:
-            drawn.start(shapes.adapters(options.model))
-    return Served(url, endpoints, app, last)
+    with ExitStack() as last:
+        library.scan()
+        last.callback(library.close)
+        sessions = Sessions()
+        last.callback(sessions.close_all)
+        drawn = Drawn(studio, library) if is_embedded else None
+        endpoints = Endpoints(studio, library, sessions)
+        try:
+            app, url = _headless(endpoints, options) if options.headless else _page(Page(endpoints, drawn), options)
+        except OSError as error:  # somebody was faster
+            raise _taken(options) from error
+        last.callback(app.close)
+        if drawn is not None:
+            last.callback(drawn.close)
+            if options.previews and not options.headless:
+                drawn.start(shapes.adapters(options.model))
+        return Served(url, endpoints, app, last.pop_all())
+
+
+def _check_place(options: Options) -> None:
+    """Raise SourceError where nobody can listen at the host and port, before a pipeline is loaded for it."""
+    if ":" in options.host:
+        raise SourceError(f"{options.host}: the mixer listens at IPv4 addresses and names. Expected one, as 127.0.0.1.")
+    if options.port is not None and not 0 < options.port < 1 << 16:
+        raise SourceError(f"The port is {options.port}; expected 1 to 65535.")
+    try:
+        socket.create_server((options.host, options.port or 0)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _taken(options) from error
+        where = options.host if options.port is None else f"{options.host}, port {options.port}"
+        why = str(error.strerror).partition(" (")[0]
+        raise SourceError(f"{where}: nobody can listen there ({why}).") from error
+
+
+def _taken(options: Options) -> SourceError:
+    if options.port is None:
+        return SourceError("No port from 7860 on is free. Choose one with --port.")
+    return SourceError(f"The port {options.port} is taken. Choose another with --port, or none for the first free one.")
 
 
 def _launching(options: Options) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import diffadapt
 from diffadapt import shapes
 from diffadapt.errors import RecipeError, SourceError
 from diffadapt.inject.own_blocks import Layout, layout_of
+from diffadapt.io.plain_json import clip
 from diffadapt.preview import preview
 from diffadapt.recipe import Recipe
 from diffadapt.recipe.capture import pinned, surroundings
@@ -195,13 +196,13 @@ class Studio:
             return tensors
 
         wanted: dict[str, Any] = {
-            **self.settings, "prompt": recipe.worded, "negative_prompt": recipe.negative or None,
+            "prompt": recipe.worded, "negative_prompt": recipe.negative or None,
             "num_inference_steps": steps, "guidance_scale": recipe.guidance, "width": request.width,
             "height": request.height, "generator": torch.Generator().manual_seed(recipe.seed or 0),
             "callback_on_step_end": after,
         }  # fmt: skip
-        given = {name: value for name, value in wanted.items() if value is not None and name in self._takes}
-        return _first(self.pipeline(**given))
+        given = self.settings | {name: value for name, value in wanted.items() if value is not None}
+        return _first(self.pipeline(**{name: value for name, value in given.items() if name in self._takes}))
 
     @contextmanager
     def mixed(self, recipe: Recipe) -> Iterator[dict[str, str]]:
@@ -245,8 +246,9 @@ def loaded(model: str, folders: Sequence[Path]) -> tuple[Studio, Library]:
         pipeline = DiffusionPipeline.from_pretrained(model)
         pipeline.to(torch.bfloat16 if device == "cuda" else torch.float32).to(device)
         pipeline.set_progress_bar_config(disable=True)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{model}: no pipeline of Diffusers can be loaded from it ({error}).") from error
+    except Exception as error:  # what Diffusers says of a place that holds none is of many kinds, and long
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{model}: no pipeline of Diffusers can be loaded from it ({clip(why, 300)}).") from error
     diffadapt.enable(pipeline)
     return Studio(pipeline, model.rstrip("/").rpartition("/")[2]), Library(
         folders, pipeline, cache_folder() / "cards.sqlite"
