@@ -36,15 +36,16 @@ def train(name: str, pipe: Any, recipe: Recipe, folder: Path, out: Path) -> tupl
         part.requires_grad_(False)
     torch.manual_seed(5)
     adapter = recipe.start(pipe)
+    count = effort.some(BATCH, 8)
 
     def loss(step: int) -> Tensor:
         random = torch.Generator().manual_seed(20_000_000 + step)
-        rows = torch.randint(0, len(clean), (BATCH,), generator=random)
+        rows = torch.randint(0, len(clean), (count,), generator=random)
         batch, prompts = clean[rows], [captions[row] for row in rows.tolist()]
         if recipe.trigger:
             others = torch.randint(0, len(plain), (PRIOR,), generator=random)
             batch[:PRIOR], prompts[:PRIOR] = plain[others], [plain_captions[row] for row in others.tolist()]
-        said = (torch.rand(BATCH, generator=random) >= base.UNSAID).tolist()
+        said = (torch.rand(count, generator=random) >= base.UNSAID).tolist()
         prompts = [prompt if keep else "" for prompt, keep in zip(prompts, said, strict=True)]
         return base.LOSSES[name](pipe, batch, prompts, random)
 

@@ -92,11 +92,12 @@ def train(name: str, folder: Path) -> Any:
     pipe = quick(BUILDERS[name](AutoencoderKL.from_pretrained(folder / "vae").requires_grad_(False)))
     clean, captions = latents(folder)
     parts = trained_parts(pipe).train()
+    count = effort.some(BATCH, 8)
 
     def loss(step: int) -> Tensor:
         random = torch.Generator().manual_seed(10_000_000 + step)
-        rows = torch.randint(0, len(clean), (BATCH,), generator=random)
-        said = (torch.rand(BATCH, generator=random) >= UNSAID).tolist()
+        rows = torch.randint(0, len(clean), (count,), generator=random)
+        said = (torch.rand(count, generator=random) >= UNSAID).tolist()
         prompts = [captions[row] if keep else "" for row, keep in zip(rows.tolist(), said, strict=True)]
         return LOSSES[name](pipe, clean[rows], prompts, random)
 

@@ -36,16 +36,16 @@ def layers(layout: str) -> dict[str, Layer]:
     return {path: layer for path, layer in found.items() if layer is not None}
 
 
+@cache
+def pair(shape: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
+    """A low-rank pair for a weight, of zeros that take no memory."""
+    zero = torch.zeros((1,) * len(shape))
+    return zero.expand(rank, *shape[1:]), zero.expand(shape[0], rank, *zero.shape[2:])
+
+
 def pairs(widths: dict[str, tuple[int, ...]], rank: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
-    """A low-rank pair for each weight shape, of zeros that take no memory."""
-    zero = torch.zeros(1)
-    return {
-        name: (
-            zero.view((1,) * len(shape)).expand(rank, *shape[1:]),
-            zero.view((1,) * len(shape)).expand(shape[0], rank, *(1,) * (len(shape) - 2)),
-        )
-        for name, shape in widths.items()
-    }
+    """A low-rank pair for each weight shape."""
+    return {name: pair(shape, rank) for name, shape in widths.items()}
 
 
 def weights_of(family: Family, component: str = "transformer") -> dict[str, tuple[int, ...]]:

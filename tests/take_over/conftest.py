@@ -20,8 +20,9 @@ ATOL = 1e-4
 class Pair:
     """`ours` is taken over, `theirs` is Diffusers'. What is called on the pair is called on both."""
 
-    def __init__(self, pipe: Any) -> None:
-        self.base = pipelines.run(pipe)
+    def __init__(self, pipe: Any, base: Tensor) -> None:
+        """base: what the pipeline makes without adapters."""
+        self.base = base
         self.theirs = copy.deepcopy(pipe)
         self.ours = diffadapt.enable(copy.deepcopy(pipe), take_over=True)
 
@@ -70,6 +71,12 @@ def built() -> dict[str, Any]:
     return {"sd": pipelines.sd(), "sdxl": pipelines.sdxl()}
 
 
+@pytest.fixture(scope="session")
+def bases(built: dict[str, Any]) -> dict[str, Tensor]:
+    """What each makes without adapters."""
+    return {name: pipelines.run(pipe) for name, pipe in built.items()}
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Any:
     """transformers refuses every released PEFT (it asks for 0.22); the version here does what Diffusers needs of it."""
@@ -82,8 +89,8 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(params=["sd", "sdxl"])
-def pair(request: pytest.FixtureRequest, built: dict[str, Any]) -> Pair:
-    return Pair(built[request.param])
+def pair(request: pytest.FixtureRequest, built: dict[str, Any], bases: dict[str, Tensor]) -> Pair:
+    return Pair(built[request.param], bases[request.param])
 
 
 @pytest.fixture

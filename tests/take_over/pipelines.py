@@ -17,6 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 WIDTH = 32
 UNET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
+FEW = (0, -1)
+"""Which of these are adapted unless all are asked for: PEFT's time goes by the number of layers."""
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -36,11 +38,12 @@ def text_encoder(seed: int, tokens: CLIPTokenizer, cls: type[nn.Module] = CLIPTe
 
 def unet(seed: int, **options: Any) -> UNet:
     torch.manual_seed(seed)
-    return UNet(
-        block_out_channels=(32, 64), layers_per_block=2, sample_size=8, in_channels=4, out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8, **{"cross_attention_dim": WIDTH, **options},
-    ).eval()  # fmt: skip
+    settings = {
+        "block_out_channels": (32, 64), "layers_per_block": 2, "sample_size": 8, "in_channels": 4, "out_channels": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "norm_num_groups": 8,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": WIDTH,
+    }  # fmt: skip
+    return UNet(**settings | options).eval()
 
 
 def vae() -> AutoencoderKL:
@@ -77,25 +80,41 @@ def sdxl() -> StableDiffusionXLPipeline:
 _MADE: dict[str, dict[str, Tensor]] = {}
 
 
-def lora(pipe: Any, seed: int, *, unet: bool = True, text: bool = True, **options: Any) -> dict[str, Tensor]:
-    """A LoRA's state dict, as `save_lora_weights` writes it. options: of `LoraConfig`.
+def lora(
+    pipe: Any, seed: int, *, unet: bool = True, text: bool = True, whole: bool = False, **options: Any
+) -> dict[str, Tensor]:
+    """A LoRA's state dict, as `save_lora_weights` writes it. whole: of all attention layers. options: of `LoraConfig`.
 
-    Each is made once: all pipelines of a class are alike here, and PEFT takes a second.
+    PEFT takes a second for one, so that it makes one of a kind: all pipelines of a class are alike here. Another seed
+    changes its numbers.
     """
-    key = repr((type(pipe).__name__, seed, unet, text, sorted(options.items())))
+    parts = [
+        name for name in pipe.components if (text and name.startswith("text_encoder")) or (unet and name == "unet")
+    ]
+    key = repr((type(pipe).__name__, whole, sorted(options.items()), parts if options else None))
     if key not in _MADE:
-        _MADE[key] = _lora(pipe, seed, unet, text, options)
-    return {name: tensor.clone() for name, tensor in _MADE[key].items()}
+        every = [name for name in pipe.components if name == "unet" or name.startswith("text_encoder")]
+        _MADE[key] = _lora(pipe, parts if options else every, whole, options)
+    state = {name: tensor for name, tensor in _MADE[key].items() if name.partition(".")[0] in parts}
+    return {name: _redrawn(tensor, seed) if seed > 1 else tensor.clone() for name, tensor in state.items()}
 
 
-def _lora(pipe: Any, seed: int, unet: bool, text: bool, options: dict[str, Any]) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
+def _redrawn(tensor: Tensor, seed: int) -> Tensor:
+    """Other numbers of the same size; of a vector the numbers stay."""
+    if tensor.ndim < 2:
+        return tensor.clone()
+    g = torch.Generator().manual_seed(1000 * seed + tensor.numel())
+    return (2 * torch.rand(tensor.shape, generator=g) - 1) * tensor.abs().max()
+
+
+def _lora(pipe: Any, parts: list[str], whole: bool, options: dict[str, Any]) -> dict[str, Tensor]:
+    torch.manual_seed(1)
     state: dict[str, Tensor] = {}
-    parts = {"unet": UNET_MODULES} if unet else {}
-    parts |= {name: TEXT_MODULES for name in pipe.components if text and name.startswith("text_encoder")}
-    for name, modules in parts.items():
+    for name in parts:
         model = copy.deepcopy(pipe.components[name])
-        config = {"r": 4, "lora_alpha": 4, "target_modules": list(modules), "init_lora_weights": False} | options
+        modules = UNET_MODULES if name == "unet" else TEXT_MODULES
+        chosen = list(modules) if whole else [modules[index] for index in FEW]
+        config = {"r": 4, "lora_alpha": 4, "target_modules": chosen, "init_lora_weights": False} | options
         inject_adapter_in_model(LoraConfig(**config), model, "x")
         with torch.no_grad():
             for key, parameter in model.named_parameters():

@@ -10,6 +10,7 @@ import torch
 
 import diffadapt
 from diffadapt.take_over.call_scale import KWARGS
+from tests.take_over import pipelines
 from tests.take_over.pipelines import lora, run
 
 
@@ -138,15 +139,20 @@ def test_a_replaced_model_is_hooked_at_the_next_load(loaded, built) -> None:
     assert not old._forward_hooks
 
 
-def test_compiled(ours, built) -> None:
+def test_compiled() -> None:
     """The scale reaches a compiled denoiser, whole graph where none is given."""
-    few = {"text": False, "target_modules": r".*(mid_block.*to_out\.0|to_q)"}  # a compiler is slow with many modules
-    ours.load_lora_weights(lora(ours, 1, **few), adapter_name="a")
-    full, half = denoise(ours), denoise(ours, cross_attention_kwargs={"scale": 0.5})
-    ours.unet = torch.compile(ours.unet, backend="eager", fullgraph=True)
-    torch.testing.assert_close(denoise(ours), full)
-    ours.load_lora_weights(lora(built["sd"], 2, **few), adapter_name="b")  # hooks the compiled model
-    ours.set_adapters("a")
-    torch.testing.assert_close(denoise(ours), full)
-    torch.testing.assert_close(denoise(ours, cross_attention_kwargs={"scale": 0.5}), half)
-    torch.testing.assert_close(denoise(ours), full)
+    small = pipelines.sd()  # a compiler is slow with many modules: only the middle has attention, one layer of a kind
+    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    small.unet = pipelines.unet(0, block_out_channels=(32,), layers_per_block=1, **kinds)
+    few = {"text": False, "target_modules": r".*attn2\.(to_out\.0|to_q)"}
+    pipe = diffadapt.enable(small, take_over=True)
+    pipe.load_lora_weights(lora(pipe, 1, **few), adapter_name="a")
+    full, half = denoise(pipe), denoise(pipe, cross_attention_kwargs={"scale": 0.5})
+    assert not torch.allclose(full, half)
+    pipe.unet = torch.compile(pipe.unet, backend="eager", fullgraph=True)
+    torch.testing.assert_close(denoise(pipe), full)
+    pipe.load_lora_weights(lora(pipe, 2, **few), adapter_name="b")  # hooks the compiled model
+    pipe.set_adapters("a")
+    torch.testing.assert_close(denoise(pipe), full)
+    torch.testing.assert_close(denoise(pipe, cross_attention_kwargs={"scale": 0.5}), half)
+    torch.testing.assert_close(denoise(pipe), full)

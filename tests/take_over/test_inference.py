@@ -18,17 +18,17 @@ def test_without_adapters(pair) -> None:
 
 
 def test_text_lora(pair) -> None:
-    pair.load("a", pair.lora(1, unet=False))
+    pair.load("a", pair.lora(1, unet=False, whole=True))
     pair.differs()
 
 
 def test_unet_lora(pair) -> None:
-    pair.load("a", pair.lora(1, text=False))
+    pair.load("a", pair.lora(1, text=False, whole=True))
     pair.differs()
 
 
 def test_unet_and_text_lora(pair) -> None:
-    pair.load("a", pair.lora(1))
+    pair.load("a", pair.lora(1, whole=True))
     pair.differs()
 
 
@@ -63,7 +63,7 @@ def test_alpha(pair, alpha) -> None:
 
 
 def test_ranks_per_module_and_missing_layers(pair) -> None:
-    state = pair.lora(1, unet=False, rank_pattern={"q_proj": 1, "k_proj": 2, "v_proj": 3})
+    state = pair.lora(1, unet=False, whole=True, rank_pattern={"q_proj": 1, "k_proj": 2, "v_proj": 3})
     pair.load("whole", state)
     whole = pair.differs()
     pair.unload_lora_weights()
