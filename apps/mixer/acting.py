@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -33,7 +32,9 @@ class Acting:
 
     def session(self, request: gr.Request | None) -> Session:
         """Whose turn it is. A call from outside that names no session has one for itself."""
-        return self.sessions.get((request.session_hash or uuid4().hex) if request else None)
+        if request is not None and not request.session_hash:
+            return self.sessions.once()
+        return self.sessions.get(request.session_hash if request else None)
 
     def shelf(self, request: gr.Request | None) -> Shelf:
         """What they see of the library."""

@@ -18,7 +18,7 @@ from .library import Held, Library
 from .shelf import Shelf
 from .studio import Asked, Drawn
 
-SESSIONS, SHOTS, UPLOADS = 256, 200, 32
+SESSIONS, PASSING, SHOTS, UPLOADS = 256, 16, 200, 32
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Sessions:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="diffadapt-mixer-"))
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._passing: deque[Session] = deque()
         self._lock = threading.Lock()
 
     def get(self, key: str | None) -> Session:
@@ -117,6 +118,14 @@ class Sessions:
                 self._end(self._sessions.popitem(last=False)[1])
             return found
 
+    def once(self) -> Session:
+        """A session for a single call that belongs to none; it ends when some more of them have begun."""
+        with self._lock:
+            self._passing.append(Session(Path(tempfile.mkdtemp(dir=self.folder))))
+            if len(self._passing) > PASSING:
+                self._end(self._passing.popleft())
+            return self._passing[-1]
+
     def close(self, key: str | None) -> None:
         """End a session: its run, its pictures, its uploads."""
         with self._lock:
@@ -128,6 +137,8 @@ class Sessions:
         """End every session and remove all of their files."""
         for key in list(self._sessions):
             self.close(key)
+        for one in self._passing:
+            one.stop.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @staticmethod

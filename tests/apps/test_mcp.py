@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,8 @@ def with_client(url: str, ask: Callable[[ClientSession], Awaitable[Found]]) -> F
             await client.initialize()
             return await ask(client)
 
-    return asyncio.run(talk())
+    with ThreadPoolExecutor(1) as thread:  # a browser of another test may keep this thread's loop running
+        return thread.submit(asyncio.run, talk()).result()
 
 
 def call(url: str, name: str, **given: Any) -> Any:

@@ -95,6 +95,14 @@ def test_what_a_recipe_holds_beside_its_fields_goes_no_further(shelf_of: Callabl
     assert "somewhere" not in sent
 
 
+def test_tags_stay_where_they_stand() -> None:
+    """Though gaps that they leave are closed."""
+    text = "aa  bb  <lora:ink:0.5> cc  <lora:mist:0.5>dd <lora:glow:0.5>"
+    recipe = mix.to_recipe(mix.with_prompt([], text, Shelf(Library(()))), text, {})
+    assert recipe.prompt == "aa bb cc dd"
+    assert recipe.to_prompt() == "aa bb <lora:ink:0.5>cc <lora:mist:0.5>dd<lora:glow:0.5>"
+
+
 def test_adapters_that_are_not_there_are_named(shelf_of: Callable[..., Shelf]) -> None:
     shelf = shelf_of(Card("ink", "ink"))
     recipe = Recipe(adapters=(Part(name="ink"), Part(name="mist", file="mist.safetensors")))

@@ -215,7 +215,12 @@ def test_sessions_are_few_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert [one.folder.exists() for one in kept] == [True, False, True]
     assert running()  # whose session has left is stopped
     sessions.close("none")
+    monkeypatch.setattr(session, "PASSING", 2)
+    passing = [sessions.once() for _ in range(3)]
+    assert [one.folder.exists() for one in passing] == [False, True, True]
+    assert kept[0].folder.exists()  # nobody's session leaves for calls that belong to none
     sessions.close_all()
+    assert all(one.stop.is_set() for one in passing)
     assert not sessions.folder.exists()
 
 

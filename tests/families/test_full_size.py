@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from diffadapt.algorithms.layer import Layer
+from diffadapt.families import Family, family_named
 from diffadapt.reading import read_adapter
 from tests.families import models
 from tests.families.full_size import WITH_DENOISER, file_of, on_meta, weights_of
@@ -49,11 +50,17 @@ def test_diffusers_names(name, prefix):
     assert not adapter.foreign
 
 
+def native_widths(family: Family) -> dict[str, tuple[int, ...]]:
+    """The same weights under the original code's names, fused where that code fuses."""
+    return dict(_native_widths(family.name))
+
+
 @cache
-def native_widths(family: str) -> dict[str, tuple[int, ...]]:
-    """The same weights under the original code's names, fused where that code fuses; found once for all prefixes."""
-    names = NAMED[family].components["transformer"]
-    left = weights_of(NAMED[family])
+def _native_widths(name: str) -> dict[str, tuple[int, ...]]:
+    """Found once for all prefixes."""
+    family = family_named(name)
+    names = family.components["transformer"]
+    left = weights_of(family)
     found: dict[str, tuple[int, ...]] = {}
     numbers = [str(i) for i in range(128)]
     for rule in names.native:
@@ -71,7 +78,7 @@ def native_widths(family: str) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("prefix", PREFIXES[1:5])
 @pytest.mark.parametrize("name", [n for n, f in NAMED.items() if f.components["transformer"].native])
 def test_original_names(name, prefix):
-    widths = native_widths(name)
+    widths = native_widths(NAMED[name])
     adapter = read_adapter(file_of(widths, prefix[0], flat=prefix[1]), check_finite=False)
     assert not adapter.unmatched
     assert not adapter.foreign

@@ -22,17 +22,16 @@ SHOTS = os.environ.get("DIFFADAPT_SCREENSHOTS")
 
 
 @pytest.fixture(scope="session")
-def mixer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    with serve(Options("unet", mcp=False, previews=SHOTS is not None)) as served:
+def mixer(served: Served) -> Iterator[Served]:
+    """The mixer that all tests share; one of its own, with previews, where pictures of it are wanted."""
+    if SHOTS is None:
         yield served
-    os.environ.pop("XDG_CACHE_HOME")
-    if before is not None:
-        os.environ["XDG_CACHE_HOME"] = before
+        return
+    with serve(Options("unet", mcp=False)) as own:
+        yield own
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium: the system's, else the one that Playwright brings."""
     system = next((path for name in NAMES if (path := shutil.which(name))), None)
