@@ -38,6 +38,8 @@ def scaled(part: Part) -> Delta:
     if isinstance(delta, LoKr):
         if delta.size is not None:
             return dataclasses.replace(delta, alpha=delta.alpha * weight)
+        if delta.w1 is not None:  # files with two full factors have no scale: it goes into one of them
+            return dataclasses.replace(delta, w1=delta.w1.float() * weight)
         return dataclasses.replace(delta, full_scale=delta.full_scale * weight)
     pair = part.pair()
     if pair is not None:

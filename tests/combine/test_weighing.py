@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import diffadapt
-from diffadapt import CombineError
+from diffadapt import CombineError, shapes
 from diffadapt.adapter import Adapter, Foreign, TargetKey
 from diffadapt.combine import METHODS
 from diffadapt.inject import schedule
@@ -199,3 +199,17 @@ def test_modules_that_no_family_knows():
             mix = diffadapt.combine({one: {"unet": {"default": 0.1, "blocks.3": 0.5}}}, **options)
             torch.testing.assert_close(mix.foreign[name].weight_delta(weight), truth)
         assert diffadapt.combine({one: 0.5}).foreign
+
+
+def test_a_weighted_kronecker_product_of_two_full_factors_is_saved_in_its_own_layout(tmp_path):
+    """Its files have no scale, so the weight is in a factor."""
+    sample = next(one for one in shapes.adapters("unet") if one.name == "shadow")
+    adapter = diffadapt.read_adapter(sample.path)
+    mix = diffadapt.combine({adapter: 0.5})
+    again = diffadapt.read_adapter(mix.save(tmp_path / "half.safetensors", dialect="lycoris"))
+    assert dict(again.algorithms) == dict(adapter.algorithms)
+    for key, delta in adapter.targets.items():
+        shape = delta.shape_alone
+        weight = torch.zeros(shape)
+        wanted = delta.weight_delta(weight) * 0.5
+        torch.testing.assert_close(again.targets[key].weight_delta(weight), wanted, rtol=1e-5, atol=1e-7)
