@@ -34,6 +34,27 @@ class Embedding:
     vectors: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Trained keys and values that stand before those of every attention of a language model.
+
+    values: (virtual tokens, layers * 2 * heads * head dim), PEFT's `prompt_embeddings`: of each token, per layer, the
+    keys and then the values, head by head. layers, heads: of the model; its key-value heads where queries share them.
+    """
+
+    values: Tensor
+    layers: int
+    heads: int
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        return self.values.shape[1] // (self.layers * 2 * self.heads)
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What a file says of itself. Everything is a hint, except where formats say that it changes the maths.
@@ -79,6 +100,7 @@ class Adapter:
 
     targets: (component, Diffusers module path) -> delta.
     keys: the same keys -> the file's keys that made the delta, for reports and messages.
+    prefixes: component -> the prefix of that language model.
     foreign: deltas whose module only the pipeline itself can name (matched by flattened name when loaded).
     unmatched: keys that no delta explains. ignored: key -> why it has no effect here (a position buffer, ...).
     candidates: the families the file may be for, best first; `family` is the first.
@@ -91,6 +113,7 @@ class Adapter:
     foreign: Mapping[Foreign, Delta] = field(default_factory=dict)
     foreign_keys: Mapping[Foreign, tuple[str, ...]] = field(default_factory=dict)
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    prefixes: Mapping[str, Prefix] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
     candidates: tuple[str, ...] = ()
@@ -151,6 +174,7 @@ class Adapter:
             keys={key(target): names for target, names in self.keys.items()},
             foreign={foreign(name): delta for name, delta in self.foreign.items()},
             foreign_keys={foreign(name): names for name, names in self.foreign_keys.items()},
+            prefixes={into.get(component, component): prefix for component, prefix in self.prefixes.items()},
             origin=None if self.origin is None else replace(self.origin, into=moves),
         )
 

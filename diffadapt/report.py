@@ -33,6 +33,7 @@ class LoadReport:
     ranks: tuple[int, ...] = ()
     alphas: tuple[float, ...] = ()
     trigger_words: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
 
     @property
     def algorithms(self) -> dict[str, int]:
@@ -66,6 +67,8 @@ class LoadReport:
             lines.append("  trigger words: " + ", ".join(self.trigger_words[:12]))
         if self.embeddings:
             lines.append("  embeddings: " + ", ".join(self.embeddings))
+        if self.prefixes:
+            lines.append("  prefixes: " + ", ".join(self.prefixes))
         if self.unmatched:
             lines.append(f"  unmatched: {len(self.unmatched)} keys, e.g. {', '.join(self.unmatched[:3])}")
         for reason, count in Counter(self.ignored.values()).items():

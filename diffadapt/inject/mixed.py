@@ -116,6 +116,8 @@ class BatchMix:
                 raise StackError(
                     f"Adapter {adapter.name!r} is being trained, which no mixed batch does; train it alone."
                 )
+            if adapter.prefixes.steps:
+                raise StackError(f"Adapter {adapter.name!r} has a prefix, which all samples share: run it alone.")
             for index, placement in enumerate(adapter.placements):
                 _check_placement(adapter, placement, [_multiplier(p, adapter, index) for p in self.prompts])
 
@@ -209,6 +211,7 @@ class MixedStack(StackMix):
     def _refresh(self) -> None:
         self._live.refresh(self._loaded.values(), self._hidden)
         self._refresh_tables()
+        self._refresh_prefixes()
 
     def _refresh_tables(self) -> None:
         shared = self._enabled and (self._live.mix is None or self._live.mix.shares_tables)

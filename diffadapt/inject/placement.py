@@ -21,6 +21,7 @@ from diffadapt.inject.finding import find, leftover_keys
 from diffadapt.inject.fitting import fitted, siblings
 from diffadapt.inject.locate import Component, describe
 from diffadapt.inject.merging import MergedWeights, Wanted
+from diffadapt.inject.prefix import InstalledPrefixes
 from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.schedule import START, Moment, Number, Schedule, value_at
 from diffadapt.inject.slot import Entry
@@ -104,6 +105,7 @@ class Loaded:
     placements: list[Placement]
     report: LoadReport
     embeddings: InstalledEmbeddings
+    prefixes: InstalledPrefixes
     strength: Strength = 0.0
 
     @property
@@ -133,7 +135,7 @@ class Loaded:
     @property
     def parameters(self) -> list[nn.Parameter]:
         found = [t for p in self.placements if p.entry.trainable for t in p.entry.delta.tensors().values()]
-        return [t for t in found if isinstance(t, nn.Parameter)]
+        return [t for t in found if isinstance(t, nn.Parameter)] + self.embeddings.parameters + self.prefixes.parameters
 
     def rename(self, name: str) -> None:
         self.name = name
@@ -146,7 +148,8 @@ class Loaded:
         if not self.parameters:
             return self.adapter
         now = {p.source: p.entry.delta.map_tensors(lambda t: t.detach().clone()) for p in self.placements}
-        return self.with_deltas(now)
+        learnt = self.with_deltas(now)
+        return dataclasses.replace(learnt, embeddings=self.embeddings.current(), prefixes=self.prefixes.current())
 
     def with_deltas(self, deltas: Mapping[TargetKey | Foreign, Delta]) -> Adapter:
         """The adapter with other deltas at some of the keys that it has."""
@@ -204,9 +207,10 @@ def place(
     strength rule that none of the deltas knows.
     """
     found, missing = find(adapter, parts)
-    embeddings = InstalledEmbeddings.plan(adapter, owner)
+    embeddings = InstalledEmbeddings.plan(adapter, owner, trainable)
+    prefixes = InstalledPrefixes.plan(adapter, parts, trainable)
     total = len(adapter.targets) + len(adapter.foreign)
-    if not found and not embeddings.tokens:
+    if not found and not embeddings.tokens and not prefixes.steps:
         raise TargetError(
             f"{adapter.source}: none of its {total} modules is in this pipeline. The file is a {adapter.dialect} "
             f"adapter for {adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}"
@@ -237,14 +241,14 @@ def place(
             f"{adapter.source}: none of its algorithms ({', '.join(adapter.algorithms)}) has a rule {rule!r}."
         )
     leftover = leftover_keys(adapter, found)
-    report = _report(adapter, name, placements, total, leftover, missing, embeddings)
+    report = _report(adapter, name, placements, total, leftover, missing, (embeddings, prefixes))
     lost = leftover or tuple(missing)
     if strict and lost:
         raise TargetError(
             f"{adapter.source}: {len(lost)} keys match nothing in {describe(owner)}, and strict=True: "
             f"{', '.join(lost[:8])}"
         )
-    return Loaded(name, adapter, placements, report, embeddings)
+    return Loaded(name, adapter, placements, report, embeddings, prefixes)
 
 
 def _report(
@@ -254,11 +258,12 @@ def _report(
     total: int,
     leftover: tuple[str, ...],
     missing: list[str],
-    embeddings: InstalledEmbeddings,
+    text: tuple[InstalledEmbeddings, InstalledPrefixes],
 ) -> LoadReport:
     about = adapter.metadata
     return LoadReport(
         name, adapter.source, adapter.dialect, adapter.evidence, adapter.family,
         {p.key: p.entry.delta.algorithm for p in placements}, total, adapter.ignored, leftover, tuple(missing),
-        tuple(embeddings.tokens), about.trainer, about.base_model, about.ranks, about.alphas, about.trigger_words,
+        tuple(text[0].tokens), about.trainer, about.base_model, about.ranks, about.alphas, about.trigger_words,
+        tuple(text[1].names),
     )  # fmt: skip

@@ -80,6 +80,7 @@ class PipelineAdapters(MixedStack):
         self._live.add(loaded)
         try:
             loaded.embeddings.install(self._owner)
+            loaded.prefixes.install()
             self._live.relayer(self._widened.widen(loaded, others, parts))
             self._apply({name: change})
         except BaseException:
@@ -110,6 +111,7 @@ class PipelineAdapters(MixedStack):
         self._live.drop(loaded)
         self._refresh_tables()
         loaded.embeddings.uninstall(self._owner)
+        loaded.prefixes.uninstall()
         parts = self.components()
         self._live.relayer(self._widened.narrow(self._loaded.values(), parts, self._merged.modules))
         self._live.follow(parts, self._loaded.values())
@@ -137,9 +139,12 @@ class PipelineAdapters(MixedStack):
 
     def move(self, name: str, device: torch.device | str | int) -> None:
         """Keep an adapter's tensors on a device. Wherever they are, they are copied to where their modules compute."""
-        for placement in self._get(name).placements:
+        loaded = self._get(name)
+        for placement in loaded.placements:
             placement.move(device)
             self._live.invalidate(placement.key)
+        loaded.embeddings.to(device)
+        loaded.prefixes.to(device)
 
     # -- merging -----------------------------------------------------------------------------------------------
 

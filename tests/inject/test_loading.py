@@ -215,18 +215,19 @@ def test_embeddings_of_a_file_go_into_the_tokenizer_and_out_again(lycoris_files,
     pipe = tiny.sd()
     pipe.tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     diffadapt.enable(pipe)
-    before = pipe.text_encoder.get_input_embeddings().weight.detach().clone()
-    size = len(pipe.tokenizer)
+    matrix = pipe.text_encoder.get_input_embeddings()
+    before, size = matrix.weight.detach().clone(), len(pipe.tokenizer)
     tensors = pair() | {"bundle_emb.cat-thing.string_to_param.*": torch.full((2, tiny.WIDTH), 0.5)}
     report = pipe.load_adapter(tensors, adapter_name="a")
     assert report.embeddings == ("cat-thing",)
     assert "embeddings: cat-thing" in str(report)
-    index = pipe.tokenizer.convert_tokens_to_ids("cat-thing")
-    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[index], torch.full((tiny.WIDTH,), 0.5))
+    ids = torch.tensor([pipe.tokenizer("cat-thing").input_ids])
+    assert ids.shape == (1, 4)  # of the two vectors, between the beginning and the end
+    assert torch.equal(matrix(ids)[0, 1:3], torch.full((2, tiny.WIDTH), 0.5))
     pipe.adapters.remove("a")
     assert len(pipe.tokenizer) == size
-    now = pipe.text_encoder.get_input_embeddings().weight
-    assert torch.equal(now, before)
+    assert torch.equal(matrix.weight, before)
+    assert not matrix._forward_hooks
     wide = pair() | {"bundle_emb.cat.string_to_param.*": torch.zeros(2, 5)}
     with pytest.raises(diffadapt.TargetError, match=r"'cat' has width 5, the pipeline's text_encoder has 32"):
         pipe.load_adapter(wide)
