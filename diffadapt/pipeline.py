@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffadapt.adapter import Adapter
 from diffadapt.errors import StackError
+from diffadapt.inject.learner import Dropouts, Learner
 from diffadapt.inject.placement import LINEAR
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.stack import PipelineAdapters
@@ -53,6 +54,9 @@ def load_adapter(
     trainable: bool = False,
     alpha: float | None = None,
     into: Mapping[str, str] | None = None,
+    dropout: float = 0.0,
+    rank_dropout: float = 0.0,
+    module_dropout: float = 0.0,
     **reading: Any,
 ) -> LoadReport:
     """Load an adapter and put it in force at strength `weight`, beside those that are active already.
@@ -67,16 +71,17 @@ def load_adapter(
         "lycoris" and "peft" for DoRA. What has no such rule in the file stays linear.
     into: other components than the file's, {"transformer": "transformer_2"}: pipelines with two denoisers.
     strict: raise where a key finds no module. trainable: gradients flow into the adapter's tensors
-        (`pipe.adapters.parameters(name)`).
+        (`pipe.adapters.parameters(name)`), whatever trained it before; the dropouts are those of `pipe.adapters.add`.
     Raises DiffAdaptError of the fitting kind; the pipeline is then exactly as before.
     """
     stack: PipelineAdapters = pipeline.adapters
+    dropouts = Dropouts(dropout, rank_dropout, module_dropout)
     with _no_collection():
         adapter = read_adapter(source, alpha=alpha, pipeline=pipeline, **reading)
         if into:
             adapter = adapter.moved(into)
         name = adapter_name or free_name(adapter.name, stack)
-        return stack.add(adapter, name, weight, rule=strength, strict=strict, trainable=trainable)
+        return stack.load(adapter, name, weight, rule=strength, strict=strict, learner=Learner(dropouts) if trainable else None)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -48,6 +50,15 @@ class AdaLoRA(Delta):
         alpha = group.take_alpha(start, context)
         return cls(down, singular, up, alpha if alpha > 0 else float(start), start)
 
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """A and B: normal numbers of 0.02; the singular values: zero. As PEFT begins, with `rank` as its init_r."""
+        start.require("adalora", ungrouped=True)
+        start.require_rank("adalora")
+        rank = start.rank
+        down, up = start.normal(0.02, rank, start.columns), start.normal(0.02, start.rows, rank)
+        return cls(down, torch.zeros(rank, 1), up, start.scale_alpha, rank)
+
     @property
     def rank(self) -> int:
         return int(self.down.shape[0])
@@ -73,6 +84,20 @@ class AdaLoRA(Delta):
         if layer.kind == "conv" and layer.groups != 1:
             raise AlgorithmError("adalora: cannot act on a grouped convolution; PEFT does not train it.")
         expect_shape("adalora", (self.up.shape[0], self.down.shape[1]), layer)
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """None for more ranks than AdaLoRA began with, which PEFT's mask cannot say.
+
+        The mask keeps the first of `init_r` ranks: on loading PEFT cuts its modules to them, and scales by `init_r`.
+        `target_r` and `total_step` are of the pruning, which is over, but PEFT makes no config without them.
+        """
+        if self.rank > self.start_rank:
+            return None
+        mask = [True] * self.rank + [False] * (self.start_rank - self.rank)
+        return {
+            "peft_type": "ADALORA", "init_r": self.start_rank, "target_r": self.start_rank, "lora_alpha": self.alpha,
+            "total_step": 1, "rank_pattern": {} if all(mask) else {f"{module}.lora_E": mask},
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors; `init_r` is the config's and comes back only with it."""

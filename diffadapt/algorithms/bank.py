@@ -6,7 +6,7 @@ modules. Where they were not saved, PEFT draws them again from a seed, in sizes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +26,16 @@ class Bank:
         self.places: dict[tuple[Any, ...], dict[bytes, int]] = {}
         """Which module's draw some bytes are, by seed and sizes."""
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._copy: tuple[object, Bank] | None = None
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Bank:
+        """The bank with every tensor replaced by `change(tensor)`: one and the same for all modules that ask with one
+        and the same `change`."""
+        if self._copy is None or self._copy[0] is not change:
+            bank = Bank({role: change(tensor) for role, tensor in self.tensors.items()}, self.modules)
+            bank.drawn, bank.places, bank._shapes = self.drawn, self.places, self._shapes
+            self._copy = (change, bank)
+        return self._copy[1]
 
     def note(self, module: str, shape: tuple[int, ...]) -> None:
         """Take down the shape of a module's weight, when an adapter is checked against a model."""

@@ -20,6 +20,8 @@ from torch import Tensor
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.forms import BiasChange, Dense, Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -116,6 +118,20 @@ class Delta(ABC):
     algorithm: ClassVar[str]
     """The name that reports show: "lora", "loha", ..."""
 
+    kept: ClassVar[frozenset[str]] = frozenset({"bank"})
+    """Fields whose tensors stay as they are while the others are trained."""
+
+    options: ClassVar[Mapping[str, Any]] = {}
+    """What `fresh` takes beside rank and alpha: name -> default."""
+
+    @classmethod
+    def fresh(cls, start: Start) -> Delta:
+        """The untrained delta of a module, as the trainer of this algorithm begins. Tensors in float32 on the CPU.
+
+        Raises AlgorithmError for a layer, a rank or an option that the algorithm cannot have.
+        """
+        raise AlgorithmError(f"{cls.algorithm}: has no beginning of its own here; load a file with trainable=True.")
+
     @classmethod
     @abstractmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -167,6 +183,25 @@ class Delta(ABC):
         change = self.bias_change(bias(), weight)
         return (main,) if change is None else (main, BiasChange(change))
 
+    def training_forms(
+        self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
+    ) -> tuple[Form, ...]:
+        """`forms` while the tensors are being trained, at multiplier 1: what gradients flow through."""
+        return self.forms(layer, weight, bias)
+
+    def prepared(self, weight: Callable[[], Tensor]) -> Delta:
+        """The same delta for training: what follows from the base weight alone is worked out once, and kept."""
+        return self
+
+    def settled(self) -> Delta:
+        """The delta as files hold it, where training had a form of its own."""
+        return self
+
+    def row_products(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """<W_o, dW_o> and |dW_o|^2 for every output row o, (out,) float32 each: what norms of W + dW are made of."""
+        base, change = f32(weight).flatten(1), self.weight_delta(weight).flatten(1)
+        return (base * change).sum(1), change.square().sum(1)
+
     @property
     def rank(self) -> int | None:
         """The rank, where the algorithm has one."""
@@ -176,6 +211,22 @@ class Delta(ABC):
     def live_only(self) -> str | None:
         """Why this delta cannot be merged (it depends on the timestep), or None."""
         return None
+
+    @property
+    def bank_tensors(self) -> Mapping[str, Tensor]:
+        """What a file holds once for all its modules, by role: tensors of the Bank."""
+        return {}
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """What PEFT's config must say for these tensors to mean this delta; None where PEFT has no such method.
+
+        module: the module's whole name in the model that PEFT wraps, for fields that name modules.
+        """
+        return None
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """The tensors as PEFT's own files hold them, where that is not as everywhere."""
+        return self.tensors()
 
     @property
     def parameters(self) -> int:
@@ -197,22 +248,49 @@ class Delta(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copies of a pipeline share its frozen deltas; only tensors that are being trained are copied."""
         learning = any(t.requires_grad for t in self.tensors().values())
-        return self.map_tensors(lambda t: copy.deepcopy(t, memo)) if learning else self
+        return self.map_learnt(lambda t: copy.deepcopy(t, memo)) if learning else self
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same delta with every tensor replaced by `change(tensor)` (a move, a cast, a trainable copy)."""
 
+        return self._mapped(change, Delta.map_tensors, frozenset({"bank"}))  # which belongs to others too
+
+    def map_learnt(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """`map_tensors` for the tensors that training changes, without those that are `kept`."""
+        return self._mapped(change, Delta.map_learnt, self.kept)
+
+    def learnt(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """The tensors that training changes, by the names of their fields, in the order of `map_learnt`."""
+
+        def walk(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, Delta):
+                yield from value.learnt(f"{name}.")
+            elif isinstance(value, tuple):
+                for place, item in enumerate(value):
+                    yield from walk(f"{name}.{place}", item)
+            elif isinstance(value, Bank):
+                yield from value.tensors.items()
+
+        for field_ in dataclasses.fields(self):
+            if field_.name not in self.kept:
+                yield from walk(prefix + field_.name, getattr(self, field_.name))
+
+    def _mapped(
+        self, change: Callable[[Tensor], Tensor], inner: Callable[..., Delta], kept: frozenset[str]
+    ) -> Self:
         def apply(value: object) -> object:
             if isinstance(value, Tensor):
                 return change(value)
             if isinstance(value, Delta):
-                return value.map_tensors(change)
+                return inner(value, change)
             if isinstance(value, tuple):
                 return tuple(apply(item) for item in value)
-            return value
+            return value.mapped(change) if isinstance(value, Bank) else value
 
-        changed = {f.name: apply(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **changed)
+        names = (f.name for f in dataclasses.fields(self) if f.name not in kept)
+        return dataclasses.replace(self, **{name: apply(getattr(self, name)) for name in names})
 
 
 def f32(tensor: Tensor, like: Tensor | None = None) -> Tensor:

@@ -23,11 +23,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from diffadapt.algorithms.anchored import Anchored
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.cayley import wide
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.lora import LoRA
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _UNTOUCHED = ("gaussian", "orthogonal", "eva", "mica")
@@ -42,6 +44,9 @@ _LOST = {
 @dataclass(frozen=True, eq=False)
 class OnChangedBase(Delta):
     """A delta that belongs to W - lost(W), seen from W. factors: the delta as the file has it; scale: its s."""
+
+    peft_start: ClassVar[Fields]
+    """The fields of PEFT's config that say so."""
 
     factors: Delta
     scale: float
@@ -77,12 +82,24 @@ class OnChangedBase(Delta):
         lost = self.lost(weight())
         return (*self.inner.forms(layer, weight, bias), LowRank(lost.down, lost.up, -lost.scale))
 
+    def prepared(self, weight: Callable[[], Tensor]) -> Delta:
+        """What the training took out of the base, found once."""
+        if not isinstance(self.factors, LoRA) or self.inner is not self.factors:
+            return self
+        lost = self.lost(weight())
+        return Anchored(self.factors, LoRA(lost.down, lost.up, lost.scale * lost.rank))
+
     def check(self, layer: Layer) -> None:
         if layer.kind != "linear":
             raise AlgorithmError(
                 f"{self.algorithm}: cannot act on a {layer.kind} layer; PEFT trains it on Linears only."
             )
         self.inner.check(layer)
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """The factors', and what the training did to the base, which PEFT does again when it loads."""
+        fields = self.factors.peft_fields(module)
+        return None if fields is None else {**fields, **self.peft_start}
 
     def tensors(self) -> dict[str, Tensor]:
         """The inner tensors: the config's `init_lora_weights` must travel with them."""
@@ -95,7 +112,7 @@ class OnChangedBase(Delta):
         )
 
 
-def _singular_part(weight: Tensor, rank: int, largest: bool) -> LowRank:
+def singular_part(weight: Tensor, rank: int, largest: bool) -> LowRank:
     """The `rank` largest or smallest parts of the thin SVD of `weight`, as U (U^T W) or (W V) V^T.
 
     Only the singular vectors of the short side are needed: eigenvectors of its Gram matrix, in float64 as accurate
@@ -114,9 +131,10 @@ class PiSSA(OnChangedBase):
     """LoRA that started at the principal singular part of the base weight."""
 
     algorithm: ClassVar[str] = "pissa"
+    peft_start: ClassVar[Fields] = {"init_lora_weights": "pissa"}
 
     def lost(self, weight: Tensor) -> LowRank:
-        return _singular_part(weight, self.rank, largest=True)
+        return singular_part(weight, self.rank, largest=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +142,7 @@ class OLoRA(OnChangedBase):
     """LoRA that started at the first columns of the QR decomposition of the base weight."""
 
     algorithm: ClassVar[str] = "olora"
+    peft_start: ClassVar[Fields] = {"init_lora_weights": "olora"}
 
     def lost(self, weight: Tensor) -> LowRank:
         q, r = torch.linalg.qr(wide(weight))
@@ -138,6 +157,7 @@ class KaSA(OnChangedBase):
     """
 
     algorithm: ClassVar[str] = "kasa"
+    peft_start: ClassVar[Fields] = {"kasa_config": {}}
 
     diag: Tensor
 
@@ -161,7 +181,7 @@ class KaSA(OnChangedBase):
         return dataclasses.replace(self.factors, down=f32(self.factors.down) * f32(self.diag)[:, None])
 
     def lost(self, weight: Tensor) -> LowRank:
-        return _singular_part(weight, self.rank, largest=False)
+        return singular_part(weight, self.rank, largest=False)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.factors.tensors() | {"lora_diag": self.diag}

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored, block_diagonal, number
 from diffadapt.algorithms.forms import LowRank
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -67,6 +68,17 @@ class BlockLoRA(Factored):
         else:
             down = block_diagonal(down.chunk(self.blocks))
         return LowRank(down, up, self.alpha / (self.rank**0.5 if self.stabilised else self.rank))
+
+    def peft_fields(self, module: str) -> Fields | None:
+        short, full = ("b", "a") if self.short_up else ("a", "b")
+        blocks = {
+            f"target_modules_bd_{short}": [module.rpartition(".")[2]], f"target_modules_bd_{full}": [],
+            "nblocks": self.blocks, "match_strict": False,
+        }  # fmt: skip
+        return {
+            "peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "use_rslora": self.stabilised,
+            "lora_bias": False, "use_dora": False, "use_bdlora": blocks,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors; `use_bdlora` is the config's."""

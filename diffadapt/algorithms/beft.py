@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.full import Full
+from diffadapt.algorithms.peft_fields import Fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,9 @@ class BEFT(Full):
 
     def bias_delta(self, bias: Tensor | None) -> Tensor | None:
         return None if self.diff_b is None else f32(self.diff_b, bias).flatten()
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {"peft_type": "BEFT"}
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.diff_b is None else {"beft_bias": self.diff_b}

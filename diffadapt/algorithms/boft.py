@@ -9,8 +9,9 @@ c * 2h + 2t + g, where the blocks are cut. `alpha`: the constraint, alpha * out,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from diffadapt.algorithms.cayley import cayley, clip_ratio, skew
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.oft import freed, take_constraint
 from diffadapt.algorithms.rotation import OutputRotation, Stage, Stages, square_blocks
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -33,6 +35,7 @@ class BOFT(OutputRotation):
     """Butterfly stages on the outputs, by the generators' blocks."""
 
     algorithm: ClassVar[str] = "boft"
+    options: ClassVar[Mapping[str, Any]] = {"constraint": 0.0, "rescaled": False}
 
     blocks: Tensor
     alpha: float = 0.0
@@ -53,6 +56,25 @@ class BOFT(OutputRotation):
                 "even b, k a multiple of 2^(M-1), and a rescale of k * b numbers."
             )
         return cls(blocks, take_constraint(group, context, kohya=False), rescale)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Zero generators: no rotation. rank: the largest size of a block; LyCORIS takes the largest even one that
+        leaves a power of two of blocks. constraint, rescaled: as in OFT."""
+        start.require("boft")
+        size = 2 * (start.rows // (start.rows & -start.rows)) if start.rows % 2 == 0 else 0
+        if not 0 < size <= start.rank:
+            raise AlgorithmError(
+                f"boft: {start.rows} outputs cannot be cut into a power of two of even blocks of up to {start.rank}; "
+                + (f"give a rank of {size} or more." if size else "leave the module out of the targets.")
+            )
+        while 2 * size <= min(start.rank, start.rows):
+            size *= 2
+        count = start.rows // size
+        ones = (1,) * (len(start.layer.shape) - 1)
+        rescale = torch.ones(start.rows, *ones) if start.option("rescaled", False) else None
+        blocks = torch.zeros(count.bit_length(), count, size, size)
+        return cls(blocks, start.option("constraint", 0.0), rescale)
 
     @property
     def out_features(self) -> int:

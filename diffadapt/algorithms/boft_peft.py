@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
 from diffadapt.algorithms.cayley import cayley, skew
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.algorithms.rotation import InputRotation, Stage, Stages, square_blocks
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -30,12 +33,17 @@ def even_then_odd(channels: int, count: int, half: int, device: torch.device) ->
 
 @dataclass(frozen=True, eq=False)
 class PeftBOFT(InputRotation):
-    """Butterfly stages on the inputs, by the generators' blocks, and a scale of the outputs."""
+    """Butterfly stages on the inputs, by the generators' blocks, and a scale of the outputs.
+
+    counted: whether the config asked for a number of blocks and not for their size.
+    """
 
     algorithm: ClassVar[str] = "boft_peft"
+    options: ClassVar[Mapping[str, Any]] = {"stages": 1}
 
     blocks: Tensor
     scale: Tensor
+    counted: bool = field(default=False, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -48,7 +56,24 @@ class PeftBOFT(InputRotation):
                 f"{group.name}: boft_R {tuple(blocks.shape)} is no butterfly; expected (M, k, b, b) with even b and k "
                 "a multiple of 2^(M-1)."
             )
-        return cls(blocks, group.take("boft_s"))
+        counted = bool(context.config.get("boft_block_num"))
+        return cls(blocks, group.take("boft_s"), counted)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Zero generators and scales of one: no change. rank: the size b of a block, which must divide the inputs;
+        stages: M of the butterfly (PEFT's `boft_n_butterfly_factor`), of which M - 1 double the span."""
+        start.require("boft_peft", ungrouped=True)
+        size, stages = start.rank, start.option("stages", 1)
+        count = start.columns // max(1, size)
+        fits = size >= 2 and start.columns % size == 0
+        if not fits or stages < 1 or (stages > 1 and (size % 2 or count % 2 ** (stages - 1))):
+            raise AlgorithmError(
+                f"boft_peft: {stages} stages of blocks of {size} do not fit {start.columns} inputs; expected an even "
+                "rank that divides them into a multiple of 2^(stages - 1) blocks."
+            )
+        scale = torch.ones(1, start.rows) if start.layer.kind == "conv" else torch.ones(start.rows, 1)
+        return cls(torch.zeros(stages, count, size, size), scale)
 
     @property
     def row_scale(self) -> Tensor:
@@ -69,6 +94,14 @@ class PeftBOFT(InputRotation):
         channels = math.prod(layer.shape[1:])
         if channels != self.blocks.shape[1] * self.blocks.shape[2] or self.scale.numel() != layer.shape[0]:
             raise self.misfit(layer, channels, "inputs")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """None for a rotation scaled by its stage."""
+        if self.stage != 1.0:
+            return None
+        factor, count, size, _ = self.blocks.shape
+        sizes = {"boft_block_size": 0, "boft_block_num": int(count)} if self.counted else {"boft_block_size": int(size)}
+        return {"peft_type": "BOFT", "boft_block_num": 0, **sizes, "boft_n_butterfly_factor": int(factor)}
 
     def named(self) -> dict[str, Tensor]:
         return {"boft_R": self.blocks, "boft_s": self.scale}

@@ -16,6 +16,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape
 from diffadapt.algorithms.factored import require_linear
 from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -51,6 +52,9 @@ class C3A(Delta):
         require_linear(self.algorithm, layer)
         high, wide, block = self.kernel.shape
         expect_shape(self.algorithm, (high * block, wide * block), layer)
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {"peft_type": "C3A", "block_size": int(self.kernel.shape[2])}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"c3a_kernel": self.kernel}

@@ -19,6 +19,7 @@ from diffadapt.algorithms.cayley import wide
 from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -83,6 +84,12 @@ class DEFT(Delta):
                 f"deft: deft_P {tuple(self.direction.shape)} does not fit a Linear of {layer.shape}. "
                 "The adapter is for another model."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {
+            "peft_type": "DEFT", "r": self.rank, "decomposition_method": self.method, "para": self.injection is None,
+            "alpha": None if self.scale == 1.0 else self.scale * self.rank,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors; the method, alpha and `para` are the config's."""

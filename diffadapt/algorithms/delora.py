@@ -15,6 +15,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored
 from diffadapt.algorithms.forms import LowRank
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _LEAST = 1e-4
@@ -63,6 +64,9 @@ class DeLoRA(Factored):
         down, up = f32(self.down), f32(self.up)
         sizes = down.norm(dim=1).clamp(min=_LEAST) * up.norm(dim=0).clamp(min=_LEAST)
         return LowRank(down * f32(self.norms), up * (f32(self.strength) / self.rank / sizes))
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {"peft_type": "DELORA", "r": self.rank}
 
     def tensors(self) -> dict[str, Tensor]:
         return {

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.loha import LoHa
 from diffadapt.algorithms.lokr import LoKr
 from diffadapt.algorithms.lora import LoRA
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 EPS32 = torch.finfo(torch.float32).eps
@@ -49,10 +51,12 @@ class DoRA(Delta):
 
     magnitude: one number per output (on_input: per input channel of the weight), in the file's shape. mean: divide by
     the mean of V (LyCORIS 2.2.0). strength, correction: what `at_strength` sets, 1 in every file: V = W + strength *
-    delta W, W' = V * (correction * (mu / (||V|| + eps) - 1) + 1).
+    delta W, W' = V * (correction * (mu / (||V|| + eps) - 1) + 1). detached: training takes the norm for a constant,
+    as PEFT does (section 4.3 of the paper); LyCORIS lets gradients through it.
     """
 
     algorithm: ClassVar[str] = "dora"
+    options: ClassVar[Mapping[str, Any]] = {"inner": "lora", "on_input": False, "detached": True}
 
     inner: Delta
     magnitude: Tensor
@@ -61,6 +65,23 @@ class DoRA(Delta):
     mean: bool = False
     strength: float = 1.0
     correction: float = 1.0
+    detached: bool = field(default=False, compare=False)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Magnitudes of the base weight's own, over an untrained `inner`: "lora", "loha" or "lokr", whose options count
+        too. on_input: of input channels (LyCORIS' `wd_on_out=False`). detached: see the class."""
+        start.require("dora", ungrouped=True)
+        name, on_input = start.option("inner", "lora"), start.option("on_input", False)
+        kinds: dict[str, type[Delta]] = {"lora": LoRA, "loha": LoHa, "lokr": LoKr}
+        if name not in kinds:
+            raise AlgorithmError(f"dora: inner is {name!r}; expected one of {', '.join(kinds)}.")
+        inner, base = kinds[name].fresh(start), f32(start.weight()).cpu()
+        axis = 1 if on_input else 0
+        others = [dim for dim in range(base.ndim) if dim != axis]
+        magnitude = torch.linalg.vector_norm(base, dim=others, keepdim=True)
+        detached = start.option("detached", True)
+        return cls(inner, magnitude, on_input, 0.0 if detached else EPS32, detached=detached)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -79,7 +100,7 @@ class DoRA(Delta):
         on_input = _on_input(group, magnitude, context)
         mean = version == "2.2.0" and on_input
         eps = 0.0 if version.startswith("2.") else _eps(inner, context)
-        return cls(inner, magnitude, on_input, eps, mean)
+        return cls(inner, magnitude, on_input, eps, mean, detached=context.writer in ("peft", "diffusers"))
 
     @property
     def rank(self) -> int | None:
@@ -98,7 +119,11 @@ class DoRA(Delta):
         changed = f32(weight) + change * self.strength
         others = [dim for dim in range(weight.ndim) if dim != self._axis(weight.ndim)]
         size = changed.mean(others) if self.mean else torch.linalg.vector_norm(changed, dim=others)
-        size = size + self.eps
+        return self._factor_of(size, weight)
+
+    def _factor_of(self, size: Tensor, weight: Tensor) -> Tensor:
+        """The factor where V has this norm."""
+        size = (size.detach() if self.detached else size) + self.eps
         # A dead row has no direction: V = 0 stays 0 whatever it is multiplied by.
         factor = torch.where(size == 0, 1.0, f32(self.magnitude, weight).flatten() / size)
         return factor if self.correction == 1.0 else self.correction * (factor - 1) + 1
@@ -130,6 +155,21 @@ class DoRA(Delta):
         scaled = tuple(self._before_outputs(part, factor) for part in parts)
         return (OutputChange(Scale(factor - 1)), *scaled)
 
+    def training_forms(
+        self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
+    ) -> tuple[Form, ...]:
+        """The norms from the inner delta's structure: |V|^2 = |W|^2 + 2 <W, dW> + |dW|^2, row by row."""
+        parts = self.inner.training_forms(layer, weight, bias)
+        if self.on_input or self.mean or self._embedding or any(isinstance(part, Dense) for part in parts):
+            return self.forms(layer, weight, bias)
+        base = weight()
+        crossed, squared = self.inner.row_products(base)
+        own = torch.linalg.vector_norm(f32(base).flatten(1), dim=1).square()
+        # A row of zeros has no gradient of its norm: the floor keeps it a number.
+        norm = (own + 2 * self.strength * crossed + self.strength**2 * squared).clamp_min(1e-30).sqrt()
+        factor = self._factor_of(norm, base)
+        return (OutputChange(Scale(factor - 1)), *(self._before_outputs(part, factor) for part in parts))
+
     def _before_outputs(self, part: Form, factor: Tensor) -> Form:
         factor = factor * self.strength
         if isinstance(part, LowRank):
@@ -151,6 +191,13 @@ class DoRA(Delta):
             raise AlgorithmError(
                 f"dora: {tuple(self.magnitude.shape)} magnitudes per {side} for a {layer.kind} layer with {channels}."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """PEFT has DoRA over LoRA, with a magnitude per output."""
+        fields = self.inner.peft_fields(module) if isinstance(self.inner, LoRA) else None
+        if fields is None or self.on_input or self.mean or (self.strength, self.correction) != (1.0, 1.0):
+            return None
+        return {**fields, "use_dora": True}
 
     def tensors(self) -> dict[str, Tensor]:
         """The inner delta's tensors and the magnitudes; `at_strength` is not part of any file."""

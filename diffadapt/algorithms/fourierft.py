@@ -8,8 +8,9 @@ generator), row by row; nothing of them is saved, so the config is needed. Sourc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -37,6 +40,9 @@ class FourierFT(Delta):
     """spectrum: (n,) real coefficients. scaling, seed: the config's."""
 
     algorithm: ClassVar[str] = "fourierft"
+    options: ClassVar[Mapping[str, Any]] = {
+        "frequencies": 1000, "scaling": 150.0, "seed": 777, "zero": False,
+    }  # fmt: skip
 
     spectrum: Tensor
     scaling: float
@@ -53,6 +59,20 @@ class FourierFT(Delta):
         seed = int(number(group, config, "random_loc_seed"))
         return cls(spectrum, number(group, config, "scaling"), seed)
 
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """frequencies: n coefficients at places drawn from `seed`. They are normal numbers, as PEFT begins, which is
+        not quite the base; zero: none, as with its `init_weights`."""
+        start.require("fourierft", ("linear",))
+        count = start.option("frequencies", 1000)
+        if not 0 < count <= start.rows * start.columns:
+            raise AlgorithmError(
+                f"fourierft: {count} frequencies for a weight of {start.layer.shape}; expected 1 to "
+                f"{start.rows * start.columns}. Give fewer, or leave the module out of the targets."
+            )
+        spectrum = torch.zeros(count) if start.option("zero", False) else start.normal(1.0, count)
+        return cls(spectrum, start.option("scaling", 150.0), start.option("seed", 777))
+
     def weight_delta(self, weight: Tensor) -> Tensor:
         places = scattered(self.spectrum, weight.shape[0], weight.shape[1], self.seed)
         sparse = torch.zeros(weight.shape, device=self.spectrum.device).index_put(places, f32(self.spectrum))
@@ -63,6 +83,12 @@ class FourierFT(Delta):
         require_linear(self.algorithm, layer)
         if len(self.spectrum) > layer.shape[0] * layer.shape[1]:
             raise AlgorithmError(f"fourierft: {len(self.spectrum)} frequencies, more than {layer.shape} has places.")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {
+            "peft_type": "FOURIERFT", "n_frequency": len(self.spectrum), "scaling": self.scaling,
+            "random_loc_seed": self.seed,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The coefficients; the config must travel with them."""

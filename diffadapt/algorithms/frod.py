@@ -10,7 +10,8 @@ is refused. Source: PEFT `tuners/frod`, which names the paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -21,6 +22,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.cayley import wide
 from diffadapt.algorithms.factored import require_linear
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _NOTHING = 1e-12  # a column of U that PEFT leaves at 0
@@ -28,7 +30,7 @@ _NOTHING = 1e-12  # a column of U that PEFT leaves at 0
 
 @dataclass(frozen=True, eq=False)
 class FRoD(Delta):
-    """diagonal (in,), values (m,); bank and category: the shared V and places."""
+    """diagonal (in,), values (m,); bank and category: the shared V and places. rate: the config's `sparse_rate`."""
 
     algorithm: ClassVar[str] = "frod"
 
@@ -36,6 +38,7 @@ class FRoD(Delta):
     values: Tensor
     bank: Bank
     category: str
+    rate: float | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -56,7 +59,8 @@ class FRoD(Delta):
                 f"{group.name}: frod_V {tuple(basis.shape)} and its places {tuple(places.shape)} do not fit "
                 f"frod_lambda_l {tuple(diagonal.shape)} and {len(values)} values."
             )
-        return cls(diagonal, values, context.bank, category)
+        rate = context.config.get("sparse_rate")
+        return cls(diagonal, values, context.bank, category, None if rate is None else float(rate))
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         shared = self.bank.tensors
@@ -79,6 +83,17 @@ class FRoD(Delta):
                 f"frod: frod_lambda_l {tuple(self.diagonal.shape)} does not fit a Linear of {layer.shape}. "
                 "The adapter is for another model."
             )
+
+    @property
+    def bank_tensors(self) -> Mapping[str, Tensor]:
+        """The basis and the places of the module's category."""
+        names = (f"frod_{part}.{self.category}" for part in ("V", "s_indices", "s_size"))
+        return {name: self.bank.tensors[name] for name in names if name in self.bank.tensors}
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """The number of values is a part of those off the diagonal's (in, in), cut to a whole number."""
+        rate = self.rate if self.rate is not None else min(1.0, (len(self.values) + 0.5) / len(self.diagonal) ** 2)
+        return {"peft_type": "FROD", "sparse_rate": rate, "save_projection": True}
 
     def tensors(self) -> dict[str, Tensor]:
         """The module's own; the basis and the places are the file's."""

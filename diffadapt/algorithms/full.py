@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.forms import BiasChange, Dense, Form
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -26,6 +29,7 @@ class Full(Delta):
     """Changes as dense tensors: of the weight diff or new_weight, of the bias diff_b or new_bias; None = unchanged."""
 
     algorithm: ClassVar[str] = "full"
+    options: ClassVar[Mapping[str, Any]] = {"bias": True}
 
     diff: Tensor | None = None
     diff_b: Tensor | None = None
@@ -44,6 +48,12 @@ class Full(Delta):
         if (diff is not None and weight is not None) or (diff_b is not None and bias is not None):
             raise AlgorithmError(f"{group.name}: holds both a difference and a replacement of one tensor.")
         return cls(diff, diff_b, weight, bias)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Zero differences of the weight and, unless `bias` is off, of a bias that is there."""
+        has_bias = start.layer.has_bias and start.option("bias", True)
+        return cls(torch.zeros(start.layer.shape), torch.zeros(start.layer.out_features) if has_bias else None)
 
     @property
     def changes_weight(self) -> bool:
@@ -88,6 +98,13 @@ class Full(Delta):
                 f"{self.algorithm}: a bias change of shape {tuple(vector.shape)} does not fit a {layer.kind} layer "
                 f"with {layer.out_features} outputs."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """Only whole tensors in place of the model's: PEFT's LN tuning, whatever the module; no differences.
+
+        Beside another method they are its `modules_to_save`.
+        """
+        return None if self.diff is not None or self.diff_b is not None else {"peft_type": "LN_TUNING"}
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"diff": self.diff, "diff_b": self.diff_b, "set_weight": self.new_weight, "set_bias": self.new_bias}

@@ -19,6 +19,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
 from diffadapt.algorithms.forms import Form, InputChange, LowRank, Mix
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -50,6 +51,19 @@ class GLoRA(Delta):
             shapes = [tuple(t.shape) for t in tensors]
             raise AlgorithmError(f"{group.name}: the GLoRA factors a1, a2, b1, b2 {shapes} do not fit together.")
         return cls(a1, a2, b1, b2, group.take_alpha(rank, context), first)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """a1 and b1: Kaiming's uniform numbers; a2 and b2: zero. As LyCORIS begins."""
+        start.require("glora", ungrouped=True)
+        start.require_rank("glora")
+        rank, columns = start.rank, start.layer.shape[1]
+        kernel = start.layer.shape[2:]
+        ones = (1,) * len(kernel)
+        a1, b1 = start.kaiming(columns, rank, *ones), start.kaiming(start.rows, rank, *ones)
+        return cls(
+            a1, torch.zeros(rank, columns, *ones), b1, torch.zeros(rank, columns, *kernel), start.scale_alpha
+        )
 
     @property
     def rank(self) -> int:

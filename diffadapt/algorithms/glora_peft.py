@@ -21,6 +21,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import require_linear
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields, Otherwise
 from diffadapt.errors import AlgorithmError
 
 _PATHS = ("glora_A", "glora_B", "glora_C", "glora_D", "glora_E")
@@ -59,6 +60,13 @@ class Path:
     @property
     def trained(self) -> bool:
         return self.down is not None or self.whole is not None
+
+    @property
+    def form(self) -> str | None:
+        """What PEFT's config calls its shape; None where it is off."""
+        if self.down is not None:
+            return "lora"
+        return None if self.whole is None else "constant" if self.whole.numel() == 1 else "vector"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,7 +114,7 @@ class PeftGLoRA(Delta):
 
     @property
     def rank(self) -> int | None:
-        down = self.paths[0].down
+        down = next((path.down for path in self.paths if path.down is not None), None)
         return None if down is None else int(down.shape[1])
 
     def weight_delta(self, weight: Tensor) -> Tensor:
@@ -154,6 +162,18 @@ class PeftGLoRA(Delta):
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         return dataclasses.replace(self, paths=tuple(path.map(change) for path in self.paths))
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """C, D and E are off on a Linear without a bias, whatever the others have."""
+        forms = [path.form for path in self.paths]
+        ab, de = ({form for form in pair if form is not None} for pair in (forms[:2], forms[3:]))
+        if len(ab) > 1 or len(de) > 1 or not ab:
+            return None
+        off = Otherwise("none")
+        return {
+            "peft_type": "GLORA", "r": Otherwise(1) if self.rank is None else self.rank, "config_A_B": ab.pop(),
+            "config_C": forms[2] or off, "config_D_E": de.pop() if de else off,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}

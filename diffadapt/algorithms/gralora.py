@@ -18,6 +18,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored, block_diagonal, configured_alpha
 from diffadapt.algorithms.forms import LowRank
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _ROLES = ("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general")
@@ -76,6 +77,13 @@ class GraLoRA(Factored):
             up = torch.cat([up, f32(self.general_b)], dim=1)
         general = 0 if self.general_a is None else len(self.general_a)
         return LowRank(down, up, self.alpha / (rank + general))
+
+    def peft_fields(self, module: str) -> Fields | None:
+        general = 0 if self.general_a is None else len(self.general_a)
+        return {
+            "peft_type": "GRALORA", "r": self.rank, "gralora_k": int(self.a.shape[0]), "hybrid_r": general,
+            "alpha": self.alpha,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors; alpha is the config's."""

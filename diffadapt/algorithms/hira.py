@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _ROLES = {False: ("hira_A", "hira_B"), True: ("hira_embedding_A", "hira_embedding_B")}
@@ -57,6 +58,9 @@ class HiRA(Delta):
             raise AlgorithmError(f"hira: cannot act on a {layer.kind} layer of {layer.groups} groups.")
         size = (self.up.shape[0], math.prod(self.down.shape[1:]))
         expect_shape(self.algorithm, size[::-1] if self.embedding else size, layer)
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {"peft_type": "HIRA", "r": self.rank}
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(zip(_ROLES[self.embedding], (self.down, self.up), strict=True))

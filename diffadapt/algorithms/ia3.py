@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.forms import BiasChange, Form, InputChange, OutputChange, Scale
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -32,6 +34,7 @@ class IA3(Delta):
     """
 
     algorithm: ClassVar[str] = "ia3"
+    options: ClassVar[Mapping[str, Any]] = {"on_input": False, "peft": False}
 
     vector: Tensor
     on_input: bool | None
@@ -48,6 +51,19 @@ class IA3(Delta):
         if side.numel() != 1:
             raise AlgorithmError(f"{group.name}: on_input has shape {tuple(side.shape)}; expected one number.")
         return cls(vector, bool(side.item() != 0))
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Factors of one. on_input: of the inputs, not the outputs; peft: PEFT's way, which scales the bias too and
+        keeps whole factors, not LyCORIS', which keeps what exceeds one."""
+        start.require("ia3")
+        on_input, whole = start.option("on_input", False), start.option("peft", False)
+        channels = start.layer.in_features if on_input else start.rows
+        ones = (1,) * len(start.layer.shape[2:])
+        if not whole:
+            return cls(torch.zeros(1, channels, *ones) if ones else torch.zeros(channels), on_input)
+        shape = (1, channels, *ones) if ones or on_input else (channels, 1)
+        return cls(torch.ones(shape), on_input, whole=True)
 
     def excess(self, like: Tensor | None = None) -> Tensor:
         """(channels,) float32: the factor less one."""
@@ -87,6 +103,12 @@ class IA3(Delta):
         if self.vector.numel() != channels:
             side = "inputs" if on_input else "outputs"
             raise AlgorithmError(f"ia3: {self.vector.numel()} factors for a {layer.kind} layer with {channels} {side}.")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """None for LyCORIS' IA3, which leaves the bias as it is, and where the side of the factors is unknown."""
+        if not self.whole or self.on_input is None:
+            return None
+        return {"peft_type": "IA3", "feedforward_modules": [module] if self.on_input else []}
 
     def tensors(self) -> dict[str, Tensor]:
         if self.whole:

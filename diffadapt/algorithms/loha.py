@@ -8,8 +8,10 @@ between `a` (r, out) and `b` (r, in). Sources: FedPara, arXiv 2108.06098; LyCORI
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields, Otherwise
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -32,6 +36,7 @@ class LoHa(Delta):
     """
 
     algorithm: ClassVar[str] = "loha"
+    options: ClassVar[Mapping[str, Any]] = {"tucker": False}
 
     w1_a: Tensor
     w1_b: Tensor
@@ -61,6 +66,20 @@ class LoHa(Delta):
         # Zeros alone prove nothing: any LyCORIS or PEFT module that never saw a gradient has them.
         shared = str(context.config.get("lycoris_version", "")) == "3.0.0" and t1 is None and not bool(w2_a.any())
         return cls(w1_a, w1_b, w2_a, w2_b, group.take_alpha(rank, context), t1, t2, shared)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Normal numbers, w2_a zero: the standard deviations are LyCORIS'. tucker: cores, for kernels."""
+        start.require("loha")
+        start.require_rank("loha")
+        rank, shape, alpha = start.rank, start.layer.shape, start.scale_alpha
+        if start.option("tucker", False) and math.prod(shape[2:]) > 1:
+            cores = [start.normal(0.1, rank, rank, *shape[2:]) for _ in range(2)]
+            w1_a, w1_b = start.normal(0.1, rank, shape[0]), start.normal(1.0, rank, shape[1])
+            w2_b = start.normal(1.0, rank, shape[1])
+            return cls(w1_a, w1_b, torch.zeros(rank, shape[0]), w2_b, alpha, cores[0], cores[1])
+        w1_a, w1_b = start.normal(0.1, start.rows, rank), start.normal(1.0, rank, start.columns)
+        return cls(w1_a, w1_b, torch.zeros(start.rows, rank), start.normal(1.0, rank, start.columns), alpha)
 
     @property
     def rank(self) -> int:
@@ -117,6 +136,13 @@ class LoHa(Delta):
         if layer.kind not in ("linear", "conv"):
             raise AlgorithmError(f"loha: cannot act on a {layer.kind} layer; expected Linear or Conv.")
         expect_shape("loha", self._flat_shape(), layer)
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """None for the product of LyCORIS 3.0.0, and for OneTrainer's factors of a convolution."""
+        if self.shared or self.w1_a.ndim > 2 or self.w1_b.ndim > 2:
+            return None
+        core = True if self.t1 is not None else Otherwise(False)
+        return {"peft_type": "LOHA", "r": self.rank, "alpha": self.alpha, "use_effective_conv2d": core}
 
     def tensors(self) -> dict[str, Tensor]:
         second = self.w1_a if self.shared else self.w2_a

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.forms import Branch, Dense, Form
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields, Otherwise
+from diffadapt.algorithms.start import Start, factorised
 from diffadapt.errors import AlgorithmError
 
 
@@ -66,10 +68,14 @@ class LoKr(Delta):
     size: the rank that alpha is divided by, None where the scale is `full_scale`. left_padded: PEFT's Conv1d with a
     full, three-dimensional w2 pads w1 on the left before the Kronecker product, which arranges the numbers differently.
     cut: the output rows that are kept, for a slice of a fused module that does not end where a row of w1 does.
-    said_alpha: the file's, where it has no meaning: written back, and nothing else.
+    said_alpha: the file's, where it has no meaning: written back, and nothing else. factor: the `decompose_factor` of
+    PEFT's config.
     """
 
     algorithm: ClassVar[str] = "lokr"
+    options: ClassVar[Mapping[str, Any]] = {
+        "factor": -1, "decompose_both": False, "full_matrix": False, "tucker": False, "unbalanced": False,
+    }  # fmt: skip
 
     w1: Tensor | None
     w1_a: Tensor | None
@@ -84,6 +90,7 @@ class LoKr(Delta):
     left_padded: bool = False
     cut: tuple[int, int] | None = None
     said_alpha: float | None = None
+    factor: int | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -108,7 +115,37 @@ class LoKr(Delta):
         alpha = group.take_alpha(size or 1, context) if size or stabilised else 1.0
         full_scale = abs(alpha) ** (1 / 3) if stabilised else 1.0
         alpha = alpha if size else 1.0
-        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha, size, full_scale, padded, said_alpha=said)
+        asked = context.config.get("decompose_factor")
+        factor = asked if isinstance(asked, int) else None
+        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha, size, full_scale, padded, said_alpha=said, factor=factor)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """w1 and w2_a: Kaiming's uniform numbers; w2 or w2_b: zero. A rank of half a side or more makes w2 whole.
+
+        factor: l and m, the sizes of w1 (-1: near the square roots); unbalanced: l and k change places;
+        decompose_both: w1 as a pair too; full_matrix: w2 whole; tucker: a core, for kernels. All as in LyCORIS.
+        """
+        start.require("lokr")
+        rank, factor = start.rank, start.option("factor", -1)
+        if rank < 1:
+            raise AlgorithmError(f"lokr: rank {rank}; expected 1 or more.")
+        kernel = start.layer.shape[2:]
+        m, n = factorised(start.layer.shape[1], factor)
+        rows, large = factorised(start.layer.shape[0], factor)
+        if start.option("unbalanced", False):
+            rows, large = large, rows
+        whole = start.option("full_matrix", False)
+        pair = start.option("decompose_both", False) and rank < max(rows, m) / 2 and not whole
+        w1 = (None, start.kaiming(rows, rank), start.kaiming(rank, m)) if pair else (start.kaiming(rows, m), None, None)
+        if rank >= max(large, n) / 2 or whole:
+            w2 = (torch.zeros(large, n, *kernel), None, None, None)
+        elif start.option("tucker", False) and math.prod(kernel) > 1:
+            w2 = (None, start.kaiming(rank, large), torch.zeros(rank, n), start.kaiming(rank, rank, *kernel))
+        else:
+            w2 = (None, start.kaiming(large, rank), torch.zeros(rank, n * math.prod(kernel)), None)
+        size = None if w1[0] is not None and w2[0] is not None else rank
+        return cls(*w1, *w2, start.scale_alpha if size else 1.0, size)
 
     @property
     def rank(self) -> int | None:
@@ -146,6 +183,15 @@ class LoKr(Delta):
         product = torch.kron(small.contiguous(), large.contiguous()) * self.scale
         product = product.reshape(self._fused_rows, *weight.shape[1:])
         return product if self.cut is None else product[self.cut[0] : self.cut[1]]
+
+    def row_products(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if self.cut is not None or self.left_padded:
+            return super().row_products(weight)
+        small, large = self._small(weight) * self.scale, self._large(weight).flatten(1)
+        rows, columns = small.shape
+        base = f32(weight).reshape(rows, len(large), columns, -1)
+        crossed = (torch.einsum("lkmn,kn->lkm", base, large) * small.unsqueeze(1)).sum(-1)
+        return crossed.flatten(), torch.outer(small.square().sum(1), large.square().sum(1)).flatten()
 
     @property
     def _borders(self) -> tuple[int, int]:
@@ -196,6 +242,39 @@ class LoKr(Delta):
                 f"{layer.shape}. The adapter is for another model."
             )
 
+    def peft_fields(self, module: str) -> Fields | None:
+        """None for a slice, and for sizes that PEFT would split otherwise.
+
+        PEFT decides by the rank which factors are whole; where both are, any rank of half w2's size or more will do.
+        """
+        rank = self.size or max(self._large_sides)
+        factor = self._factor()
+        if self.cut is not None or factor is None or (self.w2 is not None and rank < max(self._large_sides) / 2):
+            return None
+        return {
+            "peft_type": "LOKR", "r": rank, "alpha": self.scale * rank, "decompose_factor": factor,
+            "decompose_both": Otherwise(False) if self.w1_a is None else True,
+            "use_effective_conv2d": Otherwise(False) if self.t2 is None else True,
+        }  # fmt: skip
+
+    @property
+    def _large_sides(self) -> tuple[int, int]:
+        """(k, n)."""
+        small = self.w1 if self.w1 is not None else _given(self.w1_b)
+        return self._borders[1], self.shape_alone[1] // int(small.shape[1])
+
+    def _factor(self) -> int | Otherwise | None:
+        """PEFT's `decompose_factor`, of which it makes l and m; None where no factor makes these."""
+        if self.factor is not None:
+            return self.factor
+        small = self.w1 if self.w1 is not None else _given(self.w1_b)
+        left, right = self._borders[0], int(small.shape[1])
+        # A pair of thin factors does not tell the kernel from the channels.
+        columns = [self.shape_alone[1] // kernel for kernel in (1, 3, 9, 27, 25, 49)]
+        if left == _balanced(self._fused_rows) and right in {_balanced(n) for n in columns if n}:
+            return Otherwise(-1)
+        return left if left == right else None
+
     def tensors(self) -> dict[str, Tensor]:
         """The factors; of a cut slice the dense change as `diff`, which no Kronecker product can hold."""
         if self.cut is not None:
@@ -204,12 +283,21 @@ class LoKr(Delta):
         if w1 is not None and self.w2 is not None and self.scale != 1.0:
             # Most readers do not scale two full factors: folded in, the file means the same to all.
             w1, alpha = f32(w1) * self.scale, float(self.size or 1)
+        elif w1 is not None and self.w2 is not None:
+            alpha = 1.0 if self.said_alpha is None else self.said_alpha
+        return self._named(w1) | {"alpha": torch.tensor(alpha)}
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """The factors as they are: PEFT scales two full ones too, by its config."""
+        return self.tensors() if self.cut is not None else self._named(self.w1)
+
+    def _named(self, w1: Tensor | None) -> dict[str, Tensor]:
+        """The factors that are there, with this w1."""
         named = {
             "lokr_w1": w1, "lokr_w1_a": self.w1_a, "lokr_w1_b": self.w1_b, "lokr_w2": self.w2,
             "lokr_w2_a": self.w2_a, "lokr_w2_b": self.w2_b, "lokr_t2": self.t2,
         }  # fmt: skip
-        written = alpha if self.said_alpha is None or self.size else self.said_alpha
-        return {role: t for role, t in named.items() if t is not None} | {"alpha": torch.tensor(written)}
+        return {role: t for role, t in named.items() if t is not None}
 
     def rows(self, start: int, stop: int) -> LoKr:
         """Whole rows of w1 where the borders are multiples of w2's rows, else these and a cut."""
@@ -225,6 +313,11 @@ class LoKr(Delta):
             w1_a=None if self.w1_a is None else self.w1_a[first:last],
             cut=None if cut == (0, (last - first) * step) else cut,
         )
+
+
+def _balanced(size: int) -> int:
+    """The largest divisor up to the square root, which PEFT takes for the small factor where it is told none."""
+    return next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
 
 
 def _given(factor: Tensor | None) -> Tensor:

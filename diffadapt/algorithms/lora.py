@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -33,6 +36,7 @@ class LoRA(Delta):
     """
 
     algorithm: ClassVar[str] = "lora"
+    options: ClassVar[Mapping[str, Any]] = {"tucker": False, "rank_stabilised": False}
 
     down: Tensor
     up: Tensor
@@ -76,6 +80,25 @@ class LoRA(Delta):
         stabilised = bool(config.get("use_rslora"))
         return cls(down, up, alpha, mid, bias, stabilised, embedding, embedding or bool(config.get("fan_in_fan_out")))
 
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """down: Kaiming's uniform numbers; up: zero. tucker: a core between 1 x 1 factors, for kernels. As all do."""
+        layer, rank = start.layer, start.rank
+        stabilised = start.option("rank_stabilised", False)
+        if layer.kind == "embedding":
+            start.require_rank("lora")
+            rows, width = layer.shape
+            down, up = torch.zeros(rank, rows), start.normal(1.0, width, rank)
+            return cls(down, up, start.scale_alpha, None, None, stabilised, embedding=True, transposed=True)
+        start.require("lora")
+        start.require_rank("lora")
+        kernel = layer.shape[2:]
+        ones = (1,) * len(kernel)
+        tucker = start.option("tucker", False) and math.prod(kernel) > 1
+        down = start.kaiming(rank, layer.shape[1], *(ones if tucker else kernel))
+        mid = start.kaiming(rank, rank, *kernel) if tucker else None
+        return cls(down, torch.zeros(layer.shape[0], rank, *ones), start.scale_alpha, mid, None, stabilised)
+
     @property
     def rank(self) -> int:
         return int(self.down.shape[0])
@@ -104,6 +127,12 @@ class LoRA(Delta):
             return self.low_rank().dense(shape, weight.device)
         return self.low_rank().dense((shape[1], shape[0]), weight.device).T
 
+    def row_products(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        pair = self.low_rank()
+        down, up = f32(pair.down, weight).flatten(1), f32(pair.up, weight)
+        crossed = ((f32(weight).flatten(1) @ down.T) * up).sum(1) * pair.scale
+        return crossed, ((up @ (down @ down.T)) * up).sum(1) * pair.scale**2
+
     def bias_delta(self, bias: Tensor | None) -> Tensor | None:
         return None if self.bias is None else f32(self.bias, bias) * self.scale
 
@@ -116,6 +145,16 @@ class LoRA(Delta):
         expect_shape("lora", seen, layer)
         if self.bias is not None and self.bias.numel() != layer.out_features:
             raise AlgorithmError(f"lora: its bias has {self.bias.numel()} numbers, the layer {layer.out_features}.")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """None for a Tucker core, which PEFT's LoRA has not."""
+        if self.mid is not None:
+            return None
+        turned = {"fan_in_fan_out": True} if self.transposed and not self.embedding else {}
+        return {
+            "peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "use_rslora": self.rank_stabilised,
+            "lora_bias": self.bias is not None, "use_dora": False, **turned,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         names = ("lora_embedding_A", "lora_embedding_B") if self.embedding else ("lora_down", "lora_up")

@@ -8,7 +8,7 @@ There is no scale. Sources: MiSS, arXiv 2409.15371 (whose first versions were na
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -18,19 +18,22 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored, require_linear
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
-_ROLES = ("miss_block", "bone_block")
+_TYPES = {"miss_block": "MISS", "bone_block": "BONE"}
+_ROLES = tuple(_TYPES)
 
 
 @dataclass(frozen=True, eq=False)
 class MiSS(Factored):
-    """block: (r, out), or (r, part of out), which is repeated. role: its name in the file."""
+    """block: (r, out), or (r, part of out), which is repeated (mini). role: its name in the file."""
 
     algorithm: ClassVar[str] = "miss"
 
     block: Tensor
     role: str
+    mini: bool = field(default=False, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -40,7 +43,7 @@ class MiSS(Factored):
         block = group.take(role)
         if block.ndim != 2 or 0 in block.shape:
             raise AlgorithmError(f"{group.name}: {role} {tuple(block.shape)}; expected (r, out) or (out / r, r, r).")
-        return cls(block, role)
+        return cls(block, role, context.config.get("init_weights") == "mini")
 
     @property
     def rank(self) -> int:
@@ -62,6 +65,11 @@ class MiSS(Factored):
                 f"miss: {self.role} {tuple(self.block.shape)} does not fit a Linear of {layer.shape}. "
                 "The adapter is for another model."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """MISS; BONE where the tensor has that name, which PEFT has not read since 0.17."""
+        sizes = {"init_weights": "mini", "mini_r": int(self.block.shape[1])} if self.mini else {"init_weights": True}
+        return {"peft_type": _TYPES[self.role], "r": self.rank, **sizes}
 
     def tensors(self) -> dict[str, Tensor]:
         return {self.role: self.block}
@@ -102,6 +110,9 @@ class BatMiSS(Delta):
                 f"miss_bat: {self.role} {tuple(self.blocks.shape)} does not fit a Linear of {layer.shape}. "
                 "The adapter is for another model."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {"peft_type": _TYPES[self.role], "r": self.rank, "init_weights": "bat"}
 
     def tensors(self) -> dict[str, Tensor]:
         return {self.role: self.blocks}

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, TensorGroup
 from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
@@ -27,6 +28,11 @@ class Norm(Full):
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
         weight, bias = group.take_optional("w_norm"), group.take_optional("b_norm")
         return None if weight is None and bias is None else cls(weight, bias)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        start.require("norm", ("layer_norm", "group_norm", "rms_norm"))
+        return super().fresh(start)
 
     def check(self, layer: Layer) -> None:
         if not layer.kind.endswith("_norm"):

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from diffadapt.algorithms.cayley import cayley, clip_ratio, skew, wide
 from diffadapt.algorithms.forms import Form, Scale, TwoSided
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.rotation import OutputRotation, Stage, Stages, form, square_blocks
+from diffadapt.algorithms.start import Start, factorised
 from diffadapt.errors import AlgorithmError
 
 
@@ -54,6 +55,7 @@ class OFT(OutputRotation):
     """A block rotation of the outputs, by the generator's blocks. kohya: sd-scripts' meaning of the constraint."""
 
     algorithm: ClassVar[str] = "oft"
+    options: ClassVar[Mapping[str, Any]] = {"constraint": 0.0, "rescaled": False}
 
     blocks: Tensor
     alpha: float = 0.0
@@ -74,6 +76,21 @@ class OFT(OutputRotation):
                 f"outputs of oft_blocks {tuple(blocks.shape)}."
             )
         return cls(blocks, take_constraint(group, context, kohya), rescale, kohya)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Zero generators: no rotation. rank: the size of a block, where it divides the outputs (LyCORIS' rule
+        otherwise). constraint: LyCORIS', 0 for none; rescaled: a trained factor for every row."""
+        start.require("oft")
+        size, count = factorised(start.rows, start.rank)
+        if size < 2:
+            raise AlgorithmError(
+                f"oft: {start.rows} outputs cannot be cut into blocks of up to {start.rank}. Give a rank that divides "
+                "them, or leave the module out of the targets."
+            )
+        ones = (1,) * (len(start.layer.shape) - 1)
+        rescale = torch.ones(start.rows, *ones) if start.option("rescaled", False) else None
+        return cls(torch.zeros(count, size, size), start.option("constraint", 0.0), rescale)
 
     @property
     def out_features(self) -> int:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
 from diffadapt.algorithms.cayley import cayley, neumann, pack, packed_size, project, unpack
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.algorithms.rotation import InputRotation, Stage, Stages
+from diffadapt.algorithms.start import Start, factorised
 from diffadapt.errors import AlgorithmError
 
 _DEFAULT_TERMS, _DEFAULT_EPS = 5, 6e-5
@@ -38,9 +41,11 @@ class PackedOFT(InputRotation):
 
     terms: length of the Neumann series, None for the exact Cayley transform; halved_tail: PEFT >= 0.18's series.
     eps: the radius of `coft`, None without. scaled, onetrainer: OneTrainer's conventions. embedding: on an Embedding.
+    asked: the config's `r` and `oft_block_size`, one of them 0, of which PEFT makes each module's own.
     """
 
     algorithm: ClassVar[str] = "oft_peft"
+    options: ClassVar[Mapping[str, Any]] = {"share": False, "terms": _DEFAULT_TERMS, "coft": 0.0}
 
     packed: Tensor
     terms: int | None
@@ -49,6 +54,7 @@ class PackedOFT(InputRotation):
     scaled: bool = False
     onetrainer: bool = False
     embedding: bool = False
+    asked: tuple[int, int] = field(default=(0, 0), compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -73,7 +79,26 @@ class PackedOFT(InputRotation):
             )
         terms = int(config.get("num_cayley_neumann_terms") or _DEFAULT_TERMS) if config["use_cayley_neumann"] else None
         eps = float(config.get("eps", _DEFAULT_EPS)) if config.get("coft") else None
-        return cls(packed, terms, config.get("peft_version") is not None, eps, embedding=embedding)
+        asked = (int(config.get("r") or 0), int(config.get("oft_block_size") or 0))
+        version = config.get("peft_version") is not None
+        return cls(packed, terms, version, eps, embedding=embedding, asked=asked if 0 in asked else (0, 0))
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """Zero generators: no rotation. rank: the size of a block, which must divide the inputs. share: one block for
+        all (PEFT's `block_share`); terms: of the series, 0 for the exact transform; coft: its radius, 0 for none."""
+        start.require("oft_peft", ungrouped=True)
+        if any(size != 1 for size in start.layer.shape[2:]):
+            raise AlgorithmError("oft_peft: PEFT's forward on a kernel is no change of the weight; leave it out.")
+        size = start.rank
+        if size < 2 or start.columns % size:
+            raise AlgorithmError(
+                f"oft_peft: blocks of {size} do not divide {start.columns} inputs; give a rank that does, such as "
+                f"{factorised(start.columns, max(2, size))[0]}."
+            )
+        count = 1 if start.option("share", False) else start.columns // size
+        terms, eps = start.option("terms", _DEFAULT_TERMS) or None, start.option("coft", 0.0) or None
+        return cls(torch.zeros(count, size * (size - 1) // 2), terms, True, eps, asked=(0, size))
 
     @property
     def size(self) -> int:
@@ -100,6 +125,20 @@ class PackedOFT(InputRotation):
         channels = math.prod(layer.shape[1:])
         if channels % self.size or len(self.packed) not in (1, channels // self.size):
             raise self.misfit(layer, channels, "inputs")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """None for OneTrainer's conventions, which PEFT has no option for, and for a rotation scaled by its stage."""
+        if self.scaled or self.onetrainer or self.stage != 1.0:
+            return None
+        blocks, size = self.asked if any(self.asked) else (0, self.size)
+        series = {"num_cayley_neumann_terms": self.terms} if self.terms is not None else {}
+        # PEFT reads no older series any more; it tells them by the absence of its version.
+        version = {"peft_version": "0.18.0"} if self.halved_tail else {}
+        return {
+            "peft_type": "OFT", "r": blocks, "oft_block_size": size, "coft": self.eps is not None,
+            "eps": _DEFAULT_EPS if self.eps is None else self.eps, "block_share": len(self.packed) == 1,
+            "use_cayley_neumann": self.terms is not None, **series, **version,
+        }  # fmt: skip
 
     def named(self) -> dict[str, Tensor]:
         flag = {"oft_R_scaled": torch.tensor(True)} if self.scaled else {}

@@ -18,6 +18,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape,
 from diffadapt.algorithms.factored import require_linear
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _ROLES = ("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low")
@@ -70,6 +71,10 @@ class OSF(Delta):
         expect_shape(self.algorithm, (self.outer.shape[0], self.inner.shape[1]), layer)
         if self.rank > min(layer.shape):
             raise AlgorithmError(f"osf: {self.rank} singular parts, more than a Linear of {layer.shape} has.")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """PEFT counts the parts that stay."""
+        return {"peft_type": "OSF", "effective_rank": min(len(self.outer), self.inner.shape[1]) - self.rank}
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(zip(_ROLES, (self.outer, self.values, self.inner), strict=True))

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -74,6 +75,12 @@ class PEANuT(Delta):
                 f"peanut: peanut_A {tuple(self.down.shape)} does not fit a Linear of {layer.shape}. "
                 "The adapter is for another model."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {
+            "peft_type": "PEANUT", "r": self.rank, "depth": len(self.encoders), "act_fn": self.activation,
+            "scaling": self.scaling,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors; act_fn and scaling are the config's."""

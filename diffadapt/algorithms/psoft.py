@@ -25,6 +25,7 @@ from diffadapt.algorithms.cayley import cayley, neumann, packed_size, unpack, wi
 from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -122,6 +123,18 @@ class PSOFT(Delta):
         require_linear(self.algorithm, layer)
         if self.rank > min(layer.shape):
             raise AlgorithmError(f"psoft: its rank {self.rank} does not fit a Linear of {layer.shape}.")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """`psoft_alpha` / r cancels, so it is written as 1."""
+        lowrank = {"psoft_svd_lowrank_niter": self.iterations} if self.iterations >= 0 else {}
+        return {
+            "peft_type": "PSOFT", "r": self.rank, "psoft_alpha": self.rank,
+            "ab_svd_init": "pissa_init" if self.symmetric else "psoft_init",
+            "psoft_svd": "lowrank" if self.iterations >= 0 else "full", **lowrank, "random_seed": self.seed,
+            "psoft_orth": self.rotation.ndim == 1, "psoft_mag_b": self.before is not None,
+            "psoft_mag_a": self.after is not None, "use_cayley_neumann": self.terms > 0,
+            "num_cayley_neumann_terms": self.terms or 5, "cayley_neumann_eps": self.limit,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors; the decomposition is the config's."""

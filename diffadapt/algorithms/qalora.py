@@ -17,6 +17,7 @@ from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.algorithms.lora import LoRA
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -57,6 +58,12 @@ class QALoRA(Factored):
         scale = self.alpha / (self.rank**0.5 if self.stabilised else self.rank)
         down = f32(self.down).repeat_interleave(self.size, dim=1)
         return LowRank(down, self.up, scale * self.down.shape[1] / self.size)
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {
+            "peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "use_rslora": self.stabilised,
+            "lora_bias": False, "use_dora": False, "use_qalora": True, "qalora_group_size": self.size,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors; the group size is the config's."""

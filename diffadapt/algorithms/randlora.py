@@ -13,7 +13,8 @@ Sources: RandLoRA, arXiv 2502.00987; PEFT `tuners/randlora`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -23,7 +24,10 @@ from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import configured_alpha, number, require_linear
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
+
+_SPARSE = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,7 @@ class RandLoRA(Delta):
     bank: Bank
     seed: int
     sparsity: int
-    module: str
+    module: str = field(compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -56,7 +60,7 @@ class RandLoRA(Delta):
             )
         config = context.config
         alpha = configured_alpha(group, context, "randlora_alpha")
-        sparsity = -1 if config.get("very_sparse") else 3 if config.get("sparse") else 0
+        sparsity = -1 if config.get("very_sparse") else _SPARSE if config.get("sparse") else 0
         seed = int(number(group, config, "projection_prng_key", 0))
         return cls(lambdas, gammas, alpha, context.bank, seed, sparsity, group.name)
 
@@ -102,6 +106,19 @@ class RandLoRA(Delta):
                     f"{layer.shape} at rank {rank}."
                 )
         self.bank.note(self.module, layer.shape)
+
+    @property
+    def bank_tensors(self) -> Mapping[str, Tensor]:
+        """The shared matrices where they are saved."""
+        names = ("randlora_A", "randlora_B")
+        return {name: self.bank.tensors[name] for name in names if name in self.bank.tensors}
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {
+            "peft_type": "RANDLORA", "r": self.rank, "randlora_alpha": self.alpha, "projection_prng_key": self.seed,
+            "sparse": self.sparsity == _SPARSE, "very_sparse": self.sparsity < 0,
+            "save_projection": bool(self.bank_tensors),
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The module's own; the shared matrices are the file's."""

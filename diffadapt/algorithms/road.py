@@ -20,6 +20,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import require_linear
 from diffadapt.algorithms.forms import BiasChange, ChannelForm, Form, OutputChange
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _VARIANTS = {"road_1": 0.5, "road_2": 1.0, "road_4": 2.0}
@@ -111,6 +112,9 @@ class RoAd(Delta):
                 f"road: {len(self.theta)} angles of {self.variant} are for {self.outputs} outputs, the Linear has "
                 f"{layer.shape[0]}. The adapter is for another model."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {"peft_type": "ROAD", "variant": self.variant, "group_size": self.group}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors; variant and group_size are the config's."""

@@ -166,7 +166,7 @@ class Rotation(Delta):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # As in Delta, but by the named tensors: those of a stage strength have no file form.
         learning = any(t.requires_grad for t in self.named().values())
-        return self.map_tensors(lambda t: copy.deepcopy(t, memo)) if learning else self
+        return self.map_learnt(lambda t: copy.deepcopy(t, memo)) if learning else self
 
     def at_strength(self, multiplier: float, rule: str) -> Delta:
         """Rules: "stage", every stage m R + (1 - m) I with the row scale in full (LyCORIS OFT and BOFT, sd-scripts),

@@ -6,7 +6,7 @@ Sources: SHiRA, arXiv 2406.13175; PEFT `tuners/shira`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -15,17 +15,22 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import require_linear
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
 @dataclass(frozen=True, eq=False)
 class SHiRA(Delta):
-    """values (n,) at places (2, n); repeated places add up."""
+    """values (n,) at places (2, n); repeated places add up.
+
+    counted: the config's r, of n = r (in + out); 0 where it is unknown.
+    """
 
     algorithm: ClassVar[str] = "shira"
 
     values: Tensor
     places: Tensor
+    counted: int = field(default=0, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -36,7 +41,8 @@ class SHiRA(Delta):
             raise AlgorithmError(
                 f"{group.name}: shira_indices {tuple(places.shape)} do not fit shira_weight {tuple(values.shape)}."
             )
-        return cls(values, places)
+        rank = context.config.get("r")
+        return cls(values, places, rank if isinstance(rank, int) else 0)
 
     def weight_delta(self, weight: Tensor) -> Tensor:
         rows, columns = self.places.to(weight.device, torch.int64)
@@ -48,6 +54,10 @@ class SHiRA(Delta):
         top = self.places.amax(1).long().tolist() if len(self.values) else [0, 0]
         if any(place >= size for place, size in zip(top, layer.shape, strict=True)):
             raise AlgorithmError(f"shira: places up to {top} are outside a Linear of {layer.shape}: another model's.")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """None where the rank is unknown that PEFT makes the number of values from."""
+        return {"peft_type": "SHIRA", "r": self.counted} if self.counted else None
 
     def tensors(self) -> dict[str, Tensor]:
         return {"shira_weight": self.values, "shira_indices": self.places}

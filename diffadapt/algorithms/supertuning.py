@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.factored import configured_alpha, require_linear
+from diffadapt.algorithms.factored import configured_alpha, number, require_linear
 from diffadapt.algorithms.forms import Dense, Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
 @dataclass(frozen=True, eq=False)
 class SuperTuning(Delta):
-    """values (n,) at flat places (n,), None to find them by magnitude; down (r, in) and up (out, r) of Supra's LoRA."""
+    """values (n,) at flat places (n,), None to find them by magnitude; down (r, in) and up (out, r) of Supra's LoRA.
+
+    sparsity: the config's, of n = (1 - sparsity) out in; None: unknown.
+    """
 
     algorithm: ClassVar[str] = "supertuning"
 
@@ -36,6 +40,7 @@ class SuperTuning(Delta):
     down: Tensor | None = None
     up: Tensor | None = None
     alpha: float = 1.0
+    sparsity: float | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -54,7 +59,8 @@ class SuperTuning(Delta):
             raise AlgorithmError(f"{group.name}: the tensors of Super-Tuning do not fit together.")
         config = context.config
         alpha = 1.0 if down is None else configured_alpha(group, context, "lora_alpha")
-        return cls(values, places, bool(config.get("select_top", True)), down, up, alpha)
+        sparsity = None if config.get("sparsity") is None else number(group, config, "sparsity")
+        return cls(values, places, bool(config.get("select_top", True)), down, up, alpha, sparsity)
 
     @property
     def rank(self) -> int | None:
@@ -92,6 +98,16 @@ class SuperTuning(Delta):
         if top >= size or (pair is not None and (pair.up.shape[0], pair.down.shape[1]) != layer.shape):
             raise AlgorithmError(f"supertuning: does not fit a Linear of {layer.shape}. It is for another model.")
 
+    def peft_fields(self, module: str) -> Fields | None:
+        """None where the sparsity is unknown that PEFT makes the number of values from."""
+        if self.sparsity is None:
+            return None
+        pair = {} if self.down is None else {"r": self.rank, "lora_alpha": self.alpha}
+        return {
+            "peft_type": "SUPERTUNING", "sparsity": self.sparsity, "select_top": self.largest,
+            "save_precomputed_indices": self.places is not None, **pair,
+        }  # fmt: skip
+
     def tensors(self) -> dict[str, Tensor]:
         named = {
             "supertuning_values": self.values, "supertuning_indices": self.places,
@@ -108,4 +124,4 @@ class SuperTuning(Delta):
         inside = (self.places >= start * columns) & (self.places < stop * columns)
         up = None if self.up is None else self.up[start:stop]
         places = self.places[inside] - start * columns
-        return dataclasses.replace(self, values=self.values[inside], places=places, up=up)
+        return dataclasses.replace(self, values=self.values[inside], places=places, up=up, sparsity=None)

@@ -10,8 +10,8 @@ Sources: TinyLoRA, arXiv 2602.04118; PEFT `tuners/tinylora`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -21,6 +21,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import number
 from diffadapt.algorithms.forms import Dense, Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _SEED = 42  # PEFT's default of projection_seed
@@ -28,7 +29,10 @@ _SEED = 42  # PEFT's default of projection_seed
 
 @dataclass(frozen=True, eq=False)
 class TinyLoRA(Delta):
-    """down (r, in), up (out, r), mixtures (u, r, r), steering (u,)."""
+    """down (r, in), up (out, r), mixtures (u, r, r), steering (u,).
+
+    group: which of the file's `groups` the steering is of. layers: how many the file has; seed: the config's.
+    """
 
     algorithm: ClassVar[str] = "tinylora"
 
@@ -36,6 +40,10 @@ class TinyLoRA(Delta):
     up: Tensor
     mixtures: Tensor
     steering: Tensor
+    group: int = 0
+    groups: int = 1
+    layers: int = field(default=1, compare=False)
+    seed: int = field(default=_SEED, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -50,14 +58,15 @@ class TinyLoRA(Delta):
         mixtures = group.take("tinylora_P")
         if mixtures.ndim != 3 or not mixtures.numel():
             raise AlgorithmError(f"{group.name}: tinylora_P {tuple(mixtures.shape)}; expected (u, r, r).")
-        steering = _steering(group, mixtures, context)
+        steering, place, groups = _steering(group, mixtures, context)
         rank = len(down)
         if down.ndim != 2 or up.shape[1:] != (rank,) or tuple(mixtures.shape) != (len(steering), rank, rank):
             raise AlgorithmError(
                 f"{group.name}: tinylora_A {tuple(down.shape)}, _B {tuple(up.shape)}, _P {tuple(mixtures.shape)} and "
                 f"_v {tuple(steering.shape)} do not fit together."
             )
-        return cls(down, up, mixtures, steering)
+        layers, seed = len(context.bank.modules), int(number(group, context.config, "projection_seed", _SEED))
+        return cls(down, up, mixtures, steering, place, groups, max(1, layers), seed)
 
     @property
     def rank(self) -> int:
@@ -83,18 +92,34 @@ class TinyLoRA(Delta):
                 f"{layer.kind} of {layer.shape}. The adapter is for another model."
             )
 
+    @property
+    def bank_tensors(self) -> Mapping[str, Tensor]:
+        """The trained numbers of the module's group."""
+        return {f"tinylora_v.{self.group}": self.steering}
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """The groups are told by their share of the layers, which is what PEFT makes their number from."""
+        tying = 1 - self.groups / self.layers if self.groups > 1 else 1.0
+        return {
+            "peft_type": "TINYLORA", "r": self.rank, "u": len(self.steering), "weight_tying": tying,
+            "projection_seed": self.seed, "save_projection": True,
+        }  # fmt: skip
+
     def tensors(self) -> dict[str, Tensor]:
         """The module's own; the trained numbers are the file's."""
         return {"tinylora_A": self.down, "tinylora_B": self.up, "tinylora_P": self.mixtures}
 
 
-def _steering(group: TensorGroup, mixtures: Tensor, context: Context) -> Tensor:
-    """The trained numbers of a module's group. Raises AlgorithmError where its place cannot be told."""
+def _steering(group: TensorGroup, mixtures: Tensor, context: Context) -> tuple[Tensor, int, int]:
+    """The trained numbers of a module's group, which it is, and of how many.
+
+    Raises AlgorithmError where its place cannot be told.
+    """
     groups = {role: t for role, t in context.bank.tensors.items() if role.startswith("tinylora_v.")}
     if not groups:
         raise AlgorithmError(f"{group.name}: the file lacks the shared tinylora_v.")
     if len(groups) == 1:
-        return next(iter(groups.values()))
+        return next(iter(groups.values())), 0, 1
     layers = len(context.bank.modules)
     seed = int(number(group, context.config, "projection_seed", _SEED))
     key = ("tinylora", seed, layers, mixtures.dtype, *mixtures.shape)
@@ -104,9 +129,9 @@ def _steering(group: TensorGroup, mixtures: Tensor, context: Context) -> Tensor:
     place = places.get(_bytes(mixtures))
     if place is not None:
         # PEFT deals its layers out in runs of equal length, the last group taking what is left.
-        name = f"tinylora_v.{min(place // max(1, layers // len(groups)), len(groups) - 1)}"
-        if name in groups:
-            return groups[name]
+        which = min(place // max(1, layers // len(groups)), len(groups) - 1)
+        if f"tinylora_v.{which}" in groups:
+            return groups[f"tinylora_v.{which}"], which, len(groups)
     raise AlgorithmError(
         f"{group.name}: tinylora_P is no draw of projection_seed {seed}, so which of the {len(groups)} groups this "
         "layer belongs to is unknown: another torch drew it, or the config belongs to another file."

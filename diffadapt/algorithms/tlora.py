@@ -7,9 +7,10 @@ ones (`sig_type`). Sources: T-LoRA, arXiv 2507.05964; LyCORIS `modules/tlora.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, expect_shape, f32
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 _ROLES = ("q_layer", "p_layer", "lambda_layer")
@@ -28,10 +30,12 @@ class TLoRA(Delta):
     """q (r, in[, 1...]), p (out, r[, 1...]), singular (1, r).
 
     sig_type: which singular triples the training began with: "principal", "middle" or "last". min_rank, exponent: of
-    the mask over timesteps.
+    the mask over timesteps. base: these triples (P0, lambda0, Q0) where they are at hand, else they are found again.
     """
 
     algorithm: ClassVar[str] = "tlora"
+    kept: ClassVar[frozenset[str]] = frozenset({"base"})
+    options: ClassVar[Mapping[str, Any]] = {"sig_type": "principal", "min_rank": 1, "exponent": 1.0}
 
     q: Tensor
     p: Tensor
@@ -40,6 +44,28 @@ class TLoRA(Delta):
     sig_type: str = "principal"
     min_rank: int = 1
     exponent: float = 1.0
+    base: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """The singular triples of the base weight that `sig_type` names, and the same subtracted, as LyCORIS begins."""
+        start.require("tlora", ungrouped=True)
+        rank, sig_type = start.rank, start.option("sig_type", "principal")
+        if sig_type not in ("principal", "middle", "last"):
+            raise AlgorithmError(f"tlora: sig_type is {sig_type!r}; expected principal, middle or last.")
+        if any(size != 1 for size in start.layer.shape[2:]):
+            raise AlgorithmError(f"tlora: acts on no kernel, as of {start.layer.shape}; leave the module out.")
+        start.require_rank("tlora")
+        ones = (1,) * len(start.layer.shape[2:])
+        empty = cls(
+            torch.empty(rank, start.columns, *ones), torch.empty(start.rows, rank, *ones), torch.empty(1, rank),
+            start.scale_alpha, sig_type, start.option("min_rank", 1), start.option("exponent", 1.0),
+        )  # fmt: skip
+        begun = empty.prepared(start.weight)
+        p0, s0, q0 = (t.clone().cpu() for t in begun.base or ())
+        return dataclasses.replace(
+            begun, q=q0.reshape(empty.q.shape), p=p0.reshape(empty.p.shape), singular=s0.reshape(1, rank)
+        )
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -79,12 +105,22 @@ class TLoRA(Delta):
         active = int(progress**self.exponent * (self.rank - self.min_rank)) + self.min_rank
         return (torch.arange(self.rank) < active).float()
 
+    def prepared(self, weight: Callable[[], Tensor]) -> Self:
+        """With the base's triples, which take an SVD to find."""
+        return self if self.base is not None else dataclasses.replace(self, base=self._base(weight()))
+
+    def settled(self) -> Self:
+        return dataclasses.replace(self, base=None)
+
     def pair_mask(self, progress: float) -> Tensor:
         """(2r,) factors of the ranks of `pair`: the trained half and the base's half follow one mask."""
         return self.rank_mask(progress).repeat(2)
 
     def _base(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The singular triples that training began with: P0 (out, r), lambda0 (r,), Q0 (r, in), in float32."""
+        if self.base is not None:
+            p0, s0, q0 = (t.to(weight.device) for t in self.base)
+            return p0, s0, q0
         u, s, vh = torch.linalg.svd(f32(weight).flatten(1), full_matrices=False)
         rank, available = self.rank, s.shape[0]
         if self.sig_type == "principal":

@@ -13,6 +13,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.forms import Form, LowRank
 from diffadapt.algorithms.full import Full
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -70,6 +71,12 @@ class Sum(Delta):
         for part in self.parts:
             part.check(layer)
 
+    def peft_fields(self, module: str) -> Fields | None:
+        """One delta and replaced biases beside it: LoRA's `bias="lora_only"`."""
+        main = [part for part in self.parts if not _of_bias(part)]
+        fields = main[0].peft_fields(module) if len(main) == 1 and len(self.parts) > 1 else None
+        return {**fields, "bias": "lora_only"} if fields is not None and fields["peft_type"] == "LORA" else None
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of all parts. Raises AlgorithmError where two parts have tensors of one role."""
         named: dict[str, Tensor] = {}
@@ -97,6 +104,11 @@ class Sum(Delta):
 
     def rows(self, start: int, stop: int) -> Sum:
         return Sum(tuple(part.rows(start, stop) for part in self.parts))
+
+
+def _of_bias(part: Delta) -> bool:
+    """Whether a part is a new bias, and nothing else."""
+    return isinstance(part, Full) and part.new_bias is not None and not part.changes_weight and part.diff_b is None
 
 
 def same_change(one: Delta, other: Delta) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 
@@ -55,6 +56,10 @@ class TrainedTokens(Delta):
                 f"tokens: {tuple(self.vectors.shape)} for tokens up to {max(self.tokens)} does not fit a {layer.kind} "
                 f"of {layer.shape}."
             )
+
+    def peft_fields(self, module: str) -> Fields | None:
+        """Beside a LoRA the tokens are its `trainable_token_indices`."""
+        return {"peft_type": "TRAINABLE_TOKENS", "token_indices": self.tokens}
 
     def tensors(self) -> dict[str, Tensor]:
         """The vectors; which tokens they are is the config's."""

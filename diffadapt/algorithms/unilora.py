@@ -9,6 +9,7 @@ Sources: UniLoRA, arXiv 2506.00799; PEFT `tuners/unilora`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -18,6 +19,7 @@ from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored
 from diffadapt.algorithms.forms import LowRank
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.errors import AlgorithmError
 
 _ROLES = ("unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B")
@@ -28,6 +30,7 @@ class UniLoRA(Factored):
     """indices and scales of the factors: A (r, in), B (out, r)."""
 
     algorithm: ClassVar[str] = "unilora"
+    kept: ClassVar[frozenset[str]] = frozenset()  # the shared vector is what is trained
 
     indices_a: Tensor
     indices_b: Tensor
@@ -61,6 +64,14 @@ class UniLoRA(Factored):
         theta = f32(self.bank.tensors["unilora_theta_d"], self.indices_a)
         down = theta[self.indices_a.long()] * f32(self.scales_a)
         return LowRank(down, theta[self.indices_b.long()] * f32(self.scales_b))
+
+    @property
+    def bank_tensors(self) -> Mapping[str, Tensor]:
+        return {"unilora_theta_d": self.bank.tensors["unilora_theta_d"]}
+
+    def peft_fields(self, module: str) -> Fields | None:
+        length = len(self.bank.tensors["unilora_theta_d"])
+        return {"peft_type": "UNILORA", "r": self.rank, "theta_d_length": length, "save_indices": True}
 
     def tensors(self) -> dict[str, Tensor]:
         """The module's own; the trained numbers are the file's."""

@@ -9,8 +9,10 @@ Sources: VB-LoRA, arXiv 2405.15179; PEFT `tuners/vblora`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,9 +21,12 @@ from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored, number
 from diffadapt.algorithms.forms import LowRank
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 _SIDES = ("vblora_logits_A", "vblora_logits_B")
+_BANK = "vblora_vector_bank"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +34,10 @@ class VBLoRA(Factored):
     """logits: (A, B), or None where only the chosen vectors are saved: chosen (indices A, B), weights (A, B)."""
 
     algorithm: ClassVar[str] = "vblora"
+    kept: ClassVar[frozenset[str]] = frozenset()  # the bank is trained too
+    options: ClassVar[Mapping[str, Any]] = {
+        "num_vectors": 256, "vector_length": 256, "topk": 2, "logits_std": 0.1, "bank_bound": 0.02,
+    }  # fmt: skip
 
     logits: tuple[Tensor, ...]
     chosen: tuple[Tensor, ...]
@@ -62,6 +71,28 @@ class VBLoRA(Factored):
             )
         return cls(logits, (), (), topk, context.bank)
 
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """The bank, for all modules: uniform within `bank_bound`; logits: normal numbers of `logits_std`. As PEFT
+        begins, whose first change is small but not zero."""
+        start.require("vblora", ("linear",))
+        length, count = start.option("vector_length", 256), start.option("num_vectors", 256)
+        topk = start.option("topk", 2)
+        rows, columns = start.rows, start.columns
+        if length < 1 or rows % length or columns % length or not 1 <= topk <= count or start.rank < 1:
+            raise AlgorithmError(
+                f"vblora: vectors of {length} do not make up a weight of {start.layer.shape} at rank {start.rank} with "
+                f"{topk} of {count}; give a vector_length that divides both sizes, here "
+                f"{math.gcd(rows, columns)} or a divisor of it."
+            )
+        bound = start.option("bank_bound", 0.02)
+        if _BANK not in start.bank.tensors:
+            start.bank.tensors[_BANK] = torch.empty(count, length).uniform_(-bound, bound, generator=start.generator)
+        std = start.option("logits_std", 0.1)
+        down = start.normal(std, start.rank, columns // length, count)
+        up = start.normal(std, rows // length, start.rank, count)
+        return cls((down, up), (), (), topk, start.bank)
+
     @property
     def rank(self) -> int:
         return int((self.logits or self.chosen)[0].shape[0])
@@ -86,6 +117,17 @@ class VBLoRA(Factored):
     def pair(self, out_features: int, in_features: int) -> LowRank:
         down = self.mixture(0).flatten(1)
         return LowRank(down, self.mixture(1).transpose(1, 2).reshape(-1, self.rank))
+
+    @property
+    def bank_tensors(self) -> Mapping[str, Tensor]:
+        return {"vblora_vector_bank": self.bank.tensors["vblora_vector_bank"]}
+
+    def peft_fields(self, module: str) -> Fields | None:
+        count, length = self.bank.tensors["vblora_vector_bank"].shape
+        return {
+            "peft_type": "VBLORA", "r": self.rank, "num_vectors": int(count), "vector_length": int(length),
+            "topk": self.topk, "save_only_topk_weights": not self.logits,
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The module's own; the bank is the file's, topk the config's."""

@@ -13,8 +13,9 @@ Sources: VeRA, arXiv 2310.11454; PVeRA, arXiv 2512.07703; PEFT `tuners/vera`, `t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from diffadapt.algorithms.base import Context, TensorGroup, f32
 from diffadapt.algorithms.factored import Factored, number
 from diffadapt.algorithms.forms import LowRank
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 _SEED = 0  # PEFT's default of projection_prng_key
@@ -38,12 +41,13 @@ class VeRA(Factored):
 
     algorithm: ClassVar[str] = "vera"
     probabilistic: ClassVar[bool] = False
+    options: ClassVar[Mapping[str, Any]] = {"d_initial": 0.1, "seed": _SEED}
 
     lambda_b: Tensor
     lambda_d: Tensor
     bank: Bank
     seed: int
-    module: str
+    module: str = field(compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -62,6 +66,24 @@ class VeRA(Factored):
             raise AlgorithmError(f"{group.name}: the file holds only one of {cls.algorithm}_A and {cls.algorithm}_B.")
         seed = int(number(group, context.config, "projection_prng_key", _SEED))
         return cls(b, d, context.bank, seed, group.name)
+
+    @classmethod
+    def fresh(cls, start: Start) -> Self:
+        """b: zero; d: `d_initial`; the shared pair: drawn from `seed`, frozen. As PEFT begins."""
+        start.require(cls.algorithm, ("linear",))
+        halves = 2 if cls.probabilistic else 1
+        if start.rank < 1:
+            raise AlgorithmError(f"{cls.algorithm}: rank {start.rank}; expected 1 or more.")
+        seed, roles = start.option("seed", _SEED), (f"{cls.algorithm}_A", f"{cls.algorithm}_B")
+        if roles[0] not in start.bank.tensors:
+            generator = torch.Generator().manual_seed(seed)
+            sizes = ((halves * start.rank, start.largest[1]), (start.largest[0], start.rank))
+            start.bank.tensors |= {role: _uniform(size, generator) for role, size in zip(roles, sizes, strict=True)}
+        shared = len(start.bank.tensors[roles[0]])
+        if shared != halves * start.rank:
+            raise AlgorithmError(f"{cls.algorithm}: ranks {start.rank} and {shared // halves}; all modules share one.")
+        lambda_d = torch.full((halves * start.rank,), start.option("d_initial", 0.1))
+        return cls(torch.zeros(start.rows), lambda_d, start.bank, seed, start.module)
 
     @property
     def rank(self) -> int:
@@ -110,6 +132,18 @@ class VeRA(Factored):
                 "The adapter is for another model."
             )
         self.bank.note(self.module, layer.shape)
+
+    @property
+    def bank_tensors(self) -> Mapping[str, Tensor]:
+        """The shared pair where it is saved."""
+        names = (f"{self.algorithm}_A", f"{self.algorithm}_B")
+        return {name: self.bank.tensors[name] for name in names if name in self.bank.tensors}
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {
+            "peft_type": self.algorithm.upper(), "r": self.rank, "projection_prng_key": self.seed,
+            "save_projection": bool(self.bank_tensors),
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The module's own; the shared pair is the file's."""

@@ -21,6 +21,7 @@ from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.factored import number, require_linear
 from diffadapt.algorithms.fourierft import scattered
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.peft_fields import Fields
 from diffadapt.algorithms.wavelets import NAMES, scaling_filter
 from diffadapt.errors import AlgorithmError
 
@@ -71,6 +72,13 @@ class WaveFT(Delta):
         require_linear(self.algorithm, layer)
         if len(self.spectrum) > layer.shape[0] * layer.shape[1]:
             raise AlgorithmError(f"waveft: {len(self.spectrum)} frequencies, more than {layer.shape} has places.")
+
+    def peft_fields(self, module: str) -> Fields | None:
+        return {
+            "peft_type": "WAVEFT", "n_frequency": len(self.spectrum), "scaling": self.scaling,
+            "random_loc_seed": self.seed, "use_idwt": self.wavelet is not None, "proportional_parameters": False,
+            "wavelet_family": self.wavelet or "db1",
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The coefficients; the config must travel with them."""

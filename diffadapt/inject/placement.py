@@ -18,13 +18,14 @@ from diffadapt.algorithms.rows import OfFused
 from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.inject.embeddings import InstalledEmbeddings
 from diffadapt.inject.finding import find, leftover_keys
+from diffadapt.inject.entry import Entry
 from diffadapt.inject.fitting import fitted, siblings
+from diffadapt.inject.learner import Learner
 from diffadapt.inject.locate import Component, describe
-from diffadapt.inject.merging import MergedWeights, Wanted
+from diffadapt.inject.merging import BaseWeight, MergedWeights, Wanted
 from diffadapt.inject.prefix import InstalledPrefixes
 from diffadapt.inject.scaling import Strength, Targets
 from diffadapt.inject.schedule import START, Moment, Number, Schedule, value_at
-from diffadapt.inject.slot import Entry
 from diffadapt.inject.table import is_called
 from diffadapt.report import LoadReport
 
@@ -106,6 +107,7 @@ class Loaded:
     report: LoadReport
     embeddings: InstalledEmbeddings
     prefixes: InstalledPrefixes
+    learner: Learner | None = None
     strength: Strength = 0.0
 
     @property
@@ -134,8 +136,17 @@ class Loaded:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        found = [t for p in self.placements if p.entry.trainable for t in p.entry.delta.tensors().values()]
-        return [t for t in found if isinstance(t, nn.Parameter)] + self.embeddings.parameters + self.prefixes.parameters
+        """What is trained: of the deltas, the tokens and the prefixes."""
+        own = [] if self.learner is None else list(self.learner.parameters())
+        return own + self.embeddings.parameters + self.prefixes.parameters
+
+    @property
+    def trained_modules(self) -> list[nn.Module]:
+        """The modules that hold `parameters`."""
+        own: list[nn.Module] = [] if self.learner is None else [self.learner]
+        tokens = [step.source for step in self.embeddings.steps if self.embeddings.trainable]
+        prefixes = [source for _, _, source in self.prefixes.steps if self.prefixes.trainable]
+        return own + tokens + prefixes
 
     def rename(self, name: str) -> None:
         self.name = name
@@ -145,9 +156,9 @@ class Loaded:
 
     def current_adapter(self) -> Adapter:
         """The adapter with the tensors as they are now: those that training has changed."""
-        if not self.parameters:
+        if self.learner is None:
             return self.adapter
-        now = {p.source: p.entry.delta.map_tensors(lambda t: t.detach().clone()) for p in self.placements}
+        now = {p.source: self.learner.plain(p.entry.delta) for p in self.placements}
         learnt = self.with_deltas(now)
         return dataclasses.replace(learnt, embeddings=self.embeddings.current(), prefixes=self.prefixes.current())
 
@@ -168,17 +179,6 @@ def mix_of(placements: Iterable[Placement], factor: float = 1.0) -> dict[TargetK
     return mix
 
 
-def _trainable(delta: Delta) -> Delta:
-    """A copy whose floating tensors are float32 parameters."""
-
-    def own(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return nn.Parameter(tensor.detach().to(torch.float32, copy=True))
-
-    return delta.map_tensors(own)
-
-
 def _rule(delta: Delta, rule: str) -> str:
     """The rule, where the delta knows it; what does not is linear under every rule (a LoRA beside a DoRA)."""
     if rule != LINEAR:
@@ -197,18 +197,18 @@ def place(
     merged: MergedWeights,
     rule: str,
     strict: bool,
-    trainable: bool,
+    learner: Learner | None,
     owner: Any,
 ) -> Loaded:
     """Find and check a module for every delta. Changes nothing.
 
-    merged: what is merged into the modules now, for deltas that need the base weights of others.
+    learner: takes the tensors of an adapter that is to be trained. merged: what is merged into the modules now, for deltas that need the base weights of others.
     Raises TargetError where nothing matches, a shape differs, or (`strict`) a key is left over; StackError for a
     strength rule that none of the deltas knows.
     """
     found, missing = find(adapter, parts)
-    embeddings = InstalledEmbeddings.plan(adapter, owner, trainable)
-    prefixes = InstalledPrefixes.plan(adapter, parts, trainable)
+    embeddings = InstalledEmbeddings.plan(adapter, owner, learner is not None)
+    prefixes = InstalledPrefixes.plan(adapter, parts, learner is not None)
     total = len(adapter.targets) + len(adapter.foreign)
     if not found and not embeddings.tokens and not prefixes.steps:
         raise TargetError(
@@ -233,9 +233,10 @@ def place(
             ) from error
         if isinstance(delta, OfFused):
             delta = delta.bound(siblings(delta, key, parts[key.component], merged, adapter.source))
-        used = _trainable(delta) if trainable else delta
-        entry, called = Entry(name, used, 0.0, trainable), is_called(key.module, modules)
-        placements.append(Placement(key, source, module, layer, entry, used, _rule(used, rule), called))
+        if learner is not None:
+            delta = learner.hold(key, delta.prepared(BaseWeight(merged, key, module)))
+        entry, called = Entry(name, delta, 0.0, learner), is_called(key.module, modules)
+        placements.append(Placement(key, source, module, layer, entry, delta, _rule(delta, rule), called))
     if rule != LINEAR and all(p.rule == LINEAR for p in placements):
         raise StackError(
             f"{adapter.source}: none of its algorithms ({', '.join(adapter.algorithms)}) has a rule {rule!r}."
@@ -248,7 +249,9 @@ def place(
             f"{adapter.source}: {len(lost)} keys match nothing in {describe(owner)}, and strict=True: "
             f"{', '.join(lost[:8])}"
         )
-    return Loaded(name, adapter, placements, report, embeddings, prefixes)
+    if learner is not None:
+        learner.done()
+    return Loaded(name, adapter, placements, report, embeddings, prefixes, learner)
 
 
 def _report(

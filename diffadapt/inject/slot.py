@@ -11,7 +11,6 @@ import itertools
 import threading
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.forms import BiasChange, Branch, Dense, Form, LowRank, Rotate, TwoSided
 from diffadapt.algorithms.layer import Layer
+from diffadapt.inject.entry import Entry
+from diffadapt.inject.learning import Learning
 from diffadapt.inject.locate import weight_of
 from diffadapt.inject.pack import Pack, Part, build_pack, channel_forms, low_rank_change
 from diffadapt.inject.rows import Rows
@@ -44,16 +44,6 @@ def _ready(number: int, device: torch.device, dtype: torch.dtype) -> bool:
 _ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@dataclass(eq=False)
-class Entry:
-    """One adapter's delta on a slot. multiplier: the strength in force, 0 when inactive or merged."""
-
-    owner: str
-    delta: Delta
-    multiplier: float = 1.0
-    trainable: bool = False
-
-
 class Slot:
     """All live deltas of one module."""
 
@@ -66,6 +56,8 @@ class Slot:
         self.on_merged, self.traced = False, False
         self.progress = 1.0
         self.rows: Rows | None = None
+        self.learning: Learning | None = None
+        self._stamps: list[int] = []
         self._plain: Tensor | None = None
         self._plains: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
@@ -99,6 +91,11 @@ class Slot:
     def invalidate(self) -> None:
         """Forget the pack: it is built again when next needed."""
         self.pack = None
+        if any(entry.trainable for entry in self.entries):
+            self.learning = self.learning or Learning(self)
+            self.learning.forget()
+        else:
+            self.learning = None
 
     def rest_on(self, *, merged: bool) -> None:
         """Whether the module's weight holds merged adapters beside the ones that are live here."""
@@ -114,19 +111,24 @@ class Slot:
     def base_bias(self) -> Tensor | None:
         return weight_of(self.module, "bias") if isinstance(getattr(self.module, "bias", None), Tensor) else None
 
-    def _forms(self, entry: Entry) -> tuple[Form, ...]:
-        forms = entry.delta.forms(self.layer, self.base_weight, self.base_bias)
+    def forms_of(self, entry: Entry, *, training: bool = False) -> tuple[Form, ...]:
+        """An adapter's forms at this module. training: those that gradients flow through."""
+        delta = entry.now()
+        make = delta.training_forms if training else delta.forms
+        forms = make(self.layer, self.base_weight, self.base_bias)
         if not self.on_merged or all(isinstance(f, (LowRank, Branch, BiasChange)) for f in forms):
             return forms
         # The module's own product holds other adapters, merged: a map of it would act on them too.
-        change = entry.delta.bias_change(self.base_bias(), self.base_weight)
-        dense = Dense(entry.delta.weight_delta(self.base_weight()))
+        change = delta.bias_change(self.base_bias(), self.base_weight)
+        dense = Dense(delta.weight_delta(self.base_weight()))
         return (dense,) if change is None else (dense, BiasChange(change))
 
     def ensure(self, device: torch.device, dtype: torch.dtype) -> Pack:
         """The pack for a device and dtype, built or moved where it is not there yet."""
-        if self.pack is not None and self.pack.fits(device, dtype):
+        stamps = [entry.stamp() for entry in self.entries] if self.learning is not None else []
+        if self.pack is not None and self.pack.fits(device, dtype) and stamps == self._stamps:
             return self.pack
+        self._stamps = stamps
         # Not inference tensors: a later training forward must be able to save them for backward.
         with torch.inference_mode(False), torch.no_grad():
             pack = self._build(device, dtype)
@@ -134,7 +136,7 @@ class Slot:
         return pack
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> Pack:
-        pack = build_pack([self._forms(e) for e in self.entries], self.layer, self.base_bias(), device, dtype)
+        pack = build_pack([self.forms_of(e) for e in self.entries], self.layer, self.base_bias(), device, dtype)
         pack.scales.copy_(torch.tensor(self.scales(pack), dtype=torch.float32))
         return pack
 
@@ -153,7 +155,7 @@ class Slot:
             _ready(self.number, device, dtype)
             assert self.pack is not None  # _ready has just built it
             return self.pack
-        if any(entry.trainable for entry in self.entries) and torch.is_grad_enabled():
+        if self.learning is not None and self.learning.active:
             return self._build(device, dtype)  # gradients flow through the forms, so they are made anew
         return self.ensure(device, dtype)
 
@@ -165,6 +167,9 @@ class Slot:
         if (not compiling and self.idle) or not args or not args[0].is_floating_point():
             return None
         x = args[0]
+        if self.learning is not None and self.learning.active:
+            seen = self.learning.before(x)
+            return None if seen is None else (seen, *args[1:])
         pack = self.current(x.device, x.dtype)
         seen = self.rows.fold(x) if self.rows is not None else self.fold(x, pack) if pack.folds else None
         if seen is None:
@@ -188,6 +193,8 @@ class Slot:
         if not compiling and self.idle:
             return None
         x, folded = args[0], False
+        if self.learning is not None and self.learning.active:
+            return self.learning.after(x, output, module.forward)
         if compiling:
             plain, self._plain = self._plain, None
         else:

@@ -17,15 +17,16 @@ from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component, components, describe
 from diffadapt.inject.merge import Remember
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, frozen
-from diffadapt.inject.mixed import MixedStack
+from diffadapt.inject.learner import Learner
 from diffadapt.inject.placement import LINEAR, Loaded, UnmatchedKeysWarning, mix_of, place
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.tables import Tables
+from diffadapt.inject.trained import TrainedStack
 from diffadapt.inject.widen import WidenedInputs
 from diffadapt.report import LoadReport, MergeReport
 
 
-class PipelineAdapters(MixedStack):
+class PipelineAdapters(TrainedStack):
     """All adapters of a pipeline or model. Made by `diffadapt.enable`; found as `pipe.adapters`.
 
     Everything here either finishes or leaves the pipeline as it was.
@@ -43,6 +44,7 @@ class PipelineAdapters(MixedStack):
         self._widened = WidenedInputs()
         self._tables = Tables()
         self._watches = {}
+        self._thawed = []
 
     def components(self) -> dict[str, Component]:
         """The models adapters can act on, by component name."""
@@ -50,7 +52,7 @@ class PipelineAdapters(MixedStack):
 
     # -- loading and removing ----------------------------------------------------------------------------------
 
-    def add(
+    def load(
         self,
         adapter: Adapter,
         name: str,
@@ -58,9 +60,11 @@ class PipelineAdapters(MixedStack):
         *,
         rule: str = LINEAR,
         strict: bool = False,
-        trainable: bool = False,
+        learner: Learner | None = None,
     ) -> LoadReport:
         """Put an adapter on the stack. Used by `load_adapter`, which reads it first and tells of the arguments.
+
+        learner: takes the tensors of an adapter that is to be trained.
 
         Raises StackError for a name in use, TargetError where the adapter does not fit; the pipeline is then as before.
         """
@@ -68,7 +72,7 @@ class PipelineAdapters(MixedStack):
             raise StackError(f"An adapter named {name!r} is loaded already; remove it first or choose another name.")
         parts = self.components()
         loaded = place(
-            adapter, name, parts, merged=self._merged, rule=rule, strict=strict, trainable=trainable, owner=self._owner
+            adapter, name, parts, merged=self._merged, rule=rule, strict=strict, learner=learner, owner=self._owner
         )
         if loaded.report.unmatched or loaded.report.unmatched_targets:
             _warn(loaded.report, self._owner)
@@ -87,6 +91,7 @@ class PipelineAdapters(MixedStack):
             self._drop(name)
             raise
         self._live.follow(parts, self._loaded.values())
+        self._freeze()
         return loaded.report
 
     def fit(self, adapter: Adapter) -> LoadReport:
@@ -94,7 +99,7 @@ class PipelineAdapters(MixedStack):
         `io.headers`) will do. Raises TargetError where it does not fit."""
         parts = self.components()
         found = place(
-            adapter, adapter.name, parts, merged=self._merged, rule=LINEAR, strict=False, trainable=False,
+            adapter, adapter.name, parts, merged=self._merged, rule=LINEAR, strict=False, learner=None,
             owner=self._owner,
         )  # fmt: skip
         return found.report
@@ -116,6 +121,7 @@ class PipelineAdapters(MixedStack):
         self._live.relayer(self._widened.narrow(self._loaded.values(), parts, self._merged.modules))
         self._live.follow(parts, self._loaded.values())
         self._follow_steps()
+        self._freeze()
         if not self._loaded:
             self._merged.release()
 

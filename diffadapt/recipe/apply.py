@@ -41,7 +41,7 @@ def _side_by_side(recipe: Recipe, pipeline: Any, stack: PipelineAdapters, finder
             name = part.name if part.name not in stack else free_name(part.name, stack)
             names[part.name] = name
             changes.loaded.append(name)
-            stack.add(adapters[part.name], name, 0.0, rule=part.rule)
+            stack.load(adapters[part.name], name, 0.0, rule=part.rule)
         stack.enable()
         changes.bring({names[part]: strength for part, strength in strengths.items()}, _options(recipe.merge, names))
     return {part.name: names[part.name] for part in recipe.adapters}
@@ -64,7 +64,7 @@ def _as_one(recipe: Recipe, pipeline: Any, finder: Finder) -> dict[str, str]:
             raw = {**mix.metadata.raw, MADE_BY: made_by}
             name = free_name(MIX, stack)
             changes.loaded.append(name)
-            stack.add(replace(mix, metadata=replace(mix.metadata, raw=raw)), name, 0.0)
+            stack.load(replace(mix, metadata=replace(mix.metadata, raw=raw)), name, 0.0)
         stack.enable()
         names = {part.name: name for part in recipe.adapters}
         changes.bring({name: 1.0}, _options(recipe.merge, names))

@@ -62,7 +62,7 @@ class TakenOver(State):
 
     def _add(self, adapter: Adapter, name: str) -> LoadReport:
         mix = self._now()
-        report = self.stack.add(adapter, name, 0.0)
+        report = self.stack.load(adapter, name, 0.0)
         components = components_of(self.stack, name)
         for component in components:
             mix.activate(component, [name])
@@ -76,7 +76,7 @@ class TakenOver(State):
 
     def _swap(self, adapter: Adapter, name: str) -> LoadReport:
         mix, passing = self._now(), _SWAP.format(name)
-        self.stack.add(adapter, passing, 0.0)
+        self.stack.load(adapter, passing, 0.0)
         try:
             self._write(mix.renamed(name, passing))
         except BaseException:

@@ -37,7 +37,7 @@ def by_hand(library: Path) -> torch.Tensor:
     files = {"ink": library / "ink.safetensors", "pixel": library / "sub" / "pixel.safetensors"}
     read = {name: diffadapt.read_adapter(file, pipeline=pipe) for name, file in files.items()}
     mix = diffadapt.combine({read[n]: w for n, w in WEIGHTS.items()}, "ties_svd", density=0.3, rank=6, base=pipe)
-    pipe.adapters.add(mix, "mix")
+    pipe.adapters.load(mix, "mix")
     return tiny.run(pipe.unet)
 
 

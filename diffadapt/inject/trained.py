@@ -1,0 +1,149 @@
+"""The training side of a stack: adapters that begin here, what of them is trained, and their life as a module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from diffadapt.adapter import Adapter, TargetKey
+from diffadapt.errors import StackError
+from diffadapt.inject.learner import Dropouts, Learner
+from diffadapt.inject.locate import Component
+from diffadapt.inject.merging import BaseWeight, MergedWeights
+from diffadapt.inject.mixed import MixedStack
+from diffadapt.inject.module import TrainedModel
+from diffadapt.inject.progress import DENOISERS
+from diffadapt.inject.scaling import Strength
+from diffadapt.report import LoadReport
+
+if TYPE_CHECKING:
+    from diffadapt.training.building import Rank
+    from diffadapt.training.targets import Targets
+
+
+class TrainedStack(MixedStack):
+    """What `PipelineAdapters` offers to whoever trains."""
+
+    _owner: Any
+    _merged: MergedWeights
+    _thawed: list[nn.Parameter]
+    components: Callable[[], dict[str, Component]]
+    load: Callable[..., LoadReport]
+
+    def add(
+        self,
+        name: str,
+        algorithm: str = "lora",
+        *,
+        rank: Rank | None = None,
+        alpha: float | Mapping[str, Any] | None = None,
+        targets: Targets | None = None,
+        exclude: Targets = (),
+        init: str = "default",
+        seed: int = 0,
+        tokens: Mapping[str, Any] | None = None,
+        strength: Strength = 1.0,
+        trainable: bool = True,
+        dropout: float = 0.0,
+        rank_dropout: float = 0.0,
+        module_dropout: float = 0.0,
+        scale_rank_dropout: bool = False,
+        data: Callable[[], object] | None = None,
+        base: Any = None,
+        **options: Any,
+    ) -> LoadReport:
+        """Put an untrained adapter on the pipeline, whose models are frozen for as long as it is in training.
+
+        algorithm: a name of `diffadapt.training.methods`, or "textual_inversion", "p_tuning", "prefix_tuning".
+        rank, alpha: numbers, or numbers by component, block or pattern with a "default"; alpha 0 or None: the rank.
+        targets: "attn" (the default; "norm" for norms), "ff", "linear", "conv", "all", a pattern, several, or these by
+        component; without one, of the denoiser. exclude: the same, left out.
+        init: "default", "gaussian", "orthogonal", "pissa", "olora", "eva" (`data`: a call that runs the models on some
+        samples), "loftq" (`base`: the folder of the unquantised model; default: the one it was loaded from).
+        tokens: placeholders to train beside it, {"<star>": "circle"} (see `training.tokens`).
+        dropout, rank_dropout, module_dropout: see `Dropouts`. options: the algorithm's own, such as LoKr's `factor`.
+
+        Raises StackError for a name in use, an unknown algorithm, init or option; TargetError for targets that name
+        nothing or that the algorithm cannot act on. The pipeline is then as before.
+        """
+        from diffadapt.training.fresh import Request, fresh_adapter
+
+        request = Request(
+            name, algorithm, rank, alpha, targets, exclude, init, seed, options, dict(tokens or {}), data, base
+        )
+        parts = self.components()
+        learner = Learner(Dropouts(dropout, rank_dropout, module_dropout, scale_rank_dropout)) if trainable else None
+        if name in self._loaded:
+            raise StackError(f"An adapter named {name!r} is loaded already; remove it first or choose another name.")
+
+        def weight_of(key: TargetKey) -> BaseWeight:
+            return BaseWeight(self._merged, key, parts[key.component].modules[key.module])
+
+        adapter: Adapter = fresh_adapter(request, parts, self._owner, weight_of)
+        report = self.load(adapter, name, strength, learner=learner)
+        request.finish(self._loaded[name])
+        return report
+
+    # -- what is trained ---------------------------------------------------------------------------------------
+
+    def trainable_parameters(self) -> tuple[int, int]:
+        """How many numbers are trained, and how many there are in all, in the models and the adapters in training."""
+        trained = sum(p.numel() for p in self.parameters())
+        base = sum(p.numel() for part in self.components().values() for p in part.model.parameters())
+        return trained, base + trained
+
+    def print_trainable_parameters(self) -> None:
+        """Say how many numbers are trained, as PEFT does."""
+        trained, whole = self.trainable_parameters()
+        share = 100 * trained / whole if whole else 0.0
+        sys.stdout.write(f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {share:.4f}\n")
+
+    def train(self, name: str | None = None, mode: bool = True) -> None:
+        """Turn the dropouts of an adapter in training, or of all, on (as they are when it is added)."""
+        for learner in self._learners(name):
+            learner.train(mode)
+
+    def eval(self, name: str | None = None) -> None:
+        """Turn the dropouts off."""
+        self.train(name, mode=False)
+
+    def as_module(
+        self, name: str, component: str | None = None, forward: Callable[..., Any] | None = None
+    ) -> TrainedModel:
+        """One module that runs a model with the adapter's parameters as its own: what accelerate, DDP and FSDP wrap.
+
+        component: whose forward it has (default: the denoiser's). forward: what to call instead, where a step runs
+        several models, such as a text encoder in training. Raises StackError for an adapter that is not in training.
+        """
+        loaded = self._get(name)
+        if loaded.learner is None:
+            raise StackError(f"Adapter {name!r} is not in training: load or add it with trainable=True.")
+        parts = self.components()
+        chosen = component or next((part for part in (*DENOISERS, *parts) if part in parts), "")
+        if chosen not in parts:
+            raise StackError(f"There is no component {component!r}; there are {', '.join(parts)}.")
+        return TrainedModel(parts[chosen].model, loaded.trained_modules, forward)
+
+    def _learners(self, name: str | None) -> list[Learner]:
+        chosen = [self._get(name)] if name else list(self._loaded.values())
+        found = [loaded.learner for loaded in chosen if loaded.learner is not None]
+        if not found:
+            raise StackError(f"{name or 'No adapter'} is in training: load or add it with trainable=True.")
+        return found
+
+    def _freeze(self) -> None:
+        """Have the models' own parameters ask for no gradient while an adapter is in training, and as before after."""
+        training = any(loaded.learner is not None for loaded in self._loaded.values())
+        if not training:
+            for parameter in self._thawed:
+                parameter.requires_grad_(True)
+            self._thawed = []
+            return
+        own = getattr(self._owner, "components", None)
+        models = [m for m in own.values() if isinstance(m, nn.Module)] if isinstance(own, Mapping) else [self._owner]
+        for parameter in (p for model in models for p in model.parameters() if p.requires_grad):
+            parameter.requires_grad_(False)
+            self._thawed.append(parameter)
