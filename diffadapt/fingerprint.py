@@ -30,6 +30,9 @@ def fingerprint(adapter: Adapter) -> str:
         for part, vectors in sorted(embedding.vectors.items()):
             digest.update(f"{token}\0{part}\0{tuple(vectors.shape)}\0".encode())
             digest.update(data_of(vectors))
+    for part, prefix in sorted(adapter.prefixes.items()):
+        digest.update(f"{part}\0{tuple(prefix.values.shape)}\0{prefix.layers}\0{prefix.heads}\0".encode())
+        digest.update(data_of(prefix.values))
     return digest.hexdigest()
 
 

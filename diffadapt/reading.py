@@ -14,8 +14,9 @@ from diffadapt.algorithms.total import Sum, same_change
 from diffadapt.dialects import Dialect, Facts
 from diffadapt.dialects.base import ContextOf
 from diffadapt.dialects.dotted import COMPONENTS
-from diffadapt.dialects.embeddings import is_left_over, take_embeddings
+from diffadapt.dialects.embeddings import NOTE, is_left_over, take_embeddings
 from diffadapt.dialects.peft_methods import refuse_method
+from diffadapt.dialects.peft_prefix import KEY, take_prefix
 from diffadapt.dialects.refusals import refuse
 from diffadapt.errors import AlgorithmError, DialectError, NotAnAdapterError
 from diffadapt.families import Family
@@ -63,7 +64,7 @@ def read_adapter(
         local_files_only=local_files_only, force_download=force_download, use_safetensors=use_safetensors,
     )  # fmt: skip
     refuse_method(raw.config, raw.name)
-    refuse(raw.tensors.keys(), raw.name)
+    refuse(raw.tensors.keys(), raw.name, raw.config)
     if check_finite:
         raw.check_finite()
     return interpret(raw, name=name or _short_name(raw), alpha=alpha, classes=classes_of(pipeline))
@@ -103,17 +104,20 @@ class _Reading:
         told = base_model(self.raw.metadata, self.raw.config)
         families = choose(modules, told.lower() if told else None, classes=self.classes)
         slots = families[0].slots if families else {}
-        embeddings, taken = take_embeddings(self.rest, self.name, not groups, slots)
+        prefixes = take_prefix(self.rest, self.raw.config)
+        own = {key: tensor for key, tensor in self.rest.items() if not (prefixes and key == KEY)}
+        embeddings, taken = take_embeddings(own, self.name, not groups, slots, self.raw.metadata.get(NOTE))
+        taken |= self.rest.keys() - own.keys()
         self.unmatched += [key for key in self.rest if key not in taken and not self.left_over(key)]
-        if not groups and not embeddings:
+        if not groups and not embeddings and not prefixes:
             self.refuse_unknown()
         self.place(groups, modules, families[0] if families else None)
         deltas = (*self.targets.values(), *self.foreign.values())
         return Adapter(
             name=self.name,
-            dialect=dialects[0].name if dialects else "embedding",
+            dialect="peft" if prefixes else dialects[0].name if dialects else "embedding",
             targets=self.targets, keys=self.keys, foreign=self.foreign, foreign_keys=self.foreign_keys,
-            embeddings=embeddings, unmatched=tuple(self.unmatched), ignored=self.ignored,
+            embeddings=embeddings, prefixes=prefixes, unmatched=tuple(self.unmatched), ignored=self.ignored,
             candidates=tuple(family.name for family in families),
             metadata=read_metadata(self.raw.metadata, deltas, self.raw.config),
             path=self.raw.path, evidence=evidence, origin=self.origin(groups),

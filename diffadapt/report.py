@@ -57,7 +57,8 @@ class LoadReport:
     def __str__(self) -> str:
         by = ", ".join(f"{n} {a}" for a, n in sorted(self.algorithms.items()))
         where = ", ".join(f"{c} {n}" for c, n in self.components.items())
-        lines = [f"{self.name}: applied {len(self.applied)} of {self.total} ({by}; {where})"]
+        kinds = f" ({by}; {where})" if by else " modules"
+        lines = [f"{self.name}: applied {len(self.applied)} of {self.total}{kinds}"]
         about = [f"{self.dialect} file for {self.family or 'an unknown family'}"]
         about += [f"trained with {self.trainer}"] if self.trainer else []
         about += [f"rank {_span(self.ranks)}"] if self.ranks else []

@@ -17,8 +17,9 @@ from diffadapt.algorithms import Delta
 from diffadapt.algorithms.rows import Wrapped
 from diffadapt.algorithms.total import Sum
 from diffadapt.dialects import Dialect, dialect_named
-from diffadapt.dialects.embeddings import bundle_keys
+from diffadapt.dialects.embeddings import NOTE, bundle_keys, embedding_file
 from diffadapt.dialects.peft_config import METADATA_KEY
+from diffadapt.dialects.peft_prefix import prefix_file
 from diffadapt.dialects.peft_writing import Numbers, header, peft_config
 from diffadapt.errors import AlgorithmError, DialectError
 from diffadapt.families import Family, family_named
@@ -31,8 +32,11 @@ from diffadapt.reading import interpret
 _CONFIGURED = frozenset({"peft", "diffusers", "bare"})
 # Hashes of the file that was read, which are untrue of the one that is written, and a picture.
 DROPPED = frozenset(
-    {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail", METADATA_KEY}
+    {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail", METADATA_KEY, NOTE}
 )
+
+_OF_TEXT = frozenset({"diffusers", "embedding"})
+"""Dialects in which placeholders alone are a file for Diffusers: "embedding" is what such a file is read as."""
 
 # Our own note in the header: which of its two ways of naming UNet blocks a Kohya file of this family had.
 _NAMES_KEY, _PLAIN = "diffadapt.names", "diffusers"
@@ -55,6 +59,8 @@ def compose(adapter: Adapter, dialect: str, *, folder: bool = False, name: str |
     for messages. The metadata are the source's, less its hashes. Tensors that need no change are the adapter's own.
     Raises DialectError where the dialect has no name for something or cannot hold an algorithm exactly.
     """
+    if adapter.prefixes or (dialect in _OF_TEXT and adapter.embeddings and not (adapter.targets or adapter.foreign)):
+        return _text_alone(adapter, dialect, folder, name)
     named, family = dialect_named(dialect), family_named(adapter.family)
     adapter = dataclasses.replace(adapter, targets=_in_files(adapter.targets))
     plain = family is not None and family.native and _plain_names(adapter)
@@ -70,6 +76,22 @@ def compose(adapter: Adapter, dialect: str, *, folder: bool = False, name: str |
     elif configs:
         metadata[METADATA_KEY] = header(configs)
     _verify(adapter, RawCheckpoint(tensors, metadata, beside, name or adapter.source), named)
+    return Composed(tensors, metadata, beside)
+
+
+def _text_alone(adapter: Adapter, dialect: str, folder: bool, name: str | None) -> Composed:
+    """The file of an adapter that acts on text alone: a prefix, or placeholders in a file for Diffusers."""
+    beside: Mapping[str, Any] | None = None
+    metadata = carried(adapter.metadata.raw)
+    if adapter.prefixes:
+        tensors, beside = prefix_file(adapter, dialect, folder)
+    else:
+        tensors, note = embedding_file(adapter.embeddings)
+        metadata |= note
+    again = interpret(RawCheckpoint(tensors, metadata, beside, name or adapter.source), name=adapter.name)
+    lost = [token for token in adapter.embeddings if token not in again.embeddings]
+    if lost:
+        raise DialectError(f"{dialect}: the placeholder {lost[0]!r} would not be found again when the file is read.")
     return Composed(tensors, metadata, beside)
 
 
@@ -253,6 +275,7 @@ def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
         ) from error
     lost = [target.module for target in adapter.targets if target not in again.targets]
     lost += [foreign.module for foreign in adapter.foreign if foreign not in again.foreign]
+    lost += [token for token in adapter.embeddings if token not in again.embeddings]
     if lost:
         raise DialectError(f"{dialect.name}: {lost[0]} would not be found again when the file is read.")
     for target, delta in adapter.targets.items():

@@ -13,7 +13,7 @@ from diffadapt.command import main
 
 FIELDS = {
     "schema", "source", "error", "dialect", "family", "base_model", "trainer", "algorithms", "modules", "parameters",
-    "dtypes", "table", "norm", "embeddings", "trigger_words", "tags", "hashes", "file", "unmatched", "ignored",
+    "dtypes", "table", "norm", "embeddings", "prefixes", "trigger_words", "tags", "hashes", "file", "unmatched", "ignored",
     "problems",
 }  # fmt: skip
 

@@ -208,6 +208,8 @@ def _embeddings(pairs: Weighted) -> dict[str, Embedding]:
     """The textual-inversion vectors of all. Raises CombineError where two mean different things by one word."""
     found: dict[str, Embedding] = {}
     for adapter, _ in pairs:
+        if adapter.prefixes:
+            raise CombineError(f"{adapter.source}: a prefix is no change of weights: load it beside the combination.")
         for token, embedding in adapter.embeddings.items():
             other = found.setdefault(token, embedding)
             same = other.vectors.keys() == embedding.vectors.keys() and all(

@@ -117,7 +117,9 @@ METHODS: Mapping[str, Method] = {
     "PROMPT_TUNING": Method(_T, "Trained vectors stand before a language model's input.", loads=False),
     "MULTITASK_PROMPT_TUNING": Method(_T, "Prompt tuning with a vector per task.", loads=False),
     "P_TUNING": Method(_T, "An encoder makes the vectors that stand before a language model's input.", loads=False),
-    "PREFIX_TUNING": Method(_T, "Trained keys and values stand before those of every attention.", loads=False),
+    "PREFIX_TUNING": Method(
+        _T, "Trained keys and values stand before those of every attention; on or off.", modules="language model"
+    ),
     "CPT": Method(_T, "Context tokens of a classification prompt are trained.", loads=False),
     "ADAPTION_PROMPT": Method(_T, "Trained tokens behind a gate enter a Llama's attention.", loads=False),
     "CARTRIDGE": Method(_T, "A trained key-value cache stands before a language model's.", loads=False),
@@ -176,8 +178,9 @@ the methods of the installed PEFT.
 
 - *weight delta*, *activation scaling*: a change of the weight or the bias; loads live and merged.
 - *changes the base*: whole tensors or rows that take the place of the model's; load as the difference.
-- *tokens*, *needs a schedule*, *not for images*: nothing that a weight could hold; a folder is refused, with the
-  sentence here.
+- *tokens*: vectors or keys and values that a text encoder reads before or within a prompt. A prefix loads on a text
+  encoder that is a language model; the others are refused.
+- *needs a schedule*, *not for images*: nothing that a weight could hold; a folder is refused, with the sentence here.
 
 Where a method draws numbers from a seed, they are drawn with torch's generator on the CPU, as PEFT draws them. The file
 says what was drawn only where `save_projection` (or its like) was on, and that is the safe way to save.

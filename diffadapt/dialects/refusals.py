@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
+from diffadapt.dialects.peft_prefix import KEY, is_prefix
 from diffadapt.dialects.roles import split_role
 from diffadapt.errors import NotAnAdapterError
 
@@ -28,7 +29,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(r"(image_proj|ip_adapter|image_proj_model)\.", "an IP-Adapter", "Load it with pipe.load_ip_adapter(...)."),
     Refusal(r"redux_(up|down)\.", "a Flux Redux image embedder", "Load it with FluxPriorReduxPipeline."),
     Refusal(r"prompt_embeddings|base_model\.prompt_encoder|(.+\.)?prompt_encoder\.", "a prompt or prefix tuning",
-            "It adds tokens, not weights; load it with PEFT."),
+            "A prefix tuning loads from PEFT's folder, with its adapter_config.json; a prompt tuning only with PEFT."),
     Refusal(r"(320|640|768|1024|1280)\.\d+\.linear", "a hypernetwork", "Diffusers has no loader for hypernetworks."),
     Refusal(r"(control_model|controlnet_\w+)\.", "a whole ControlNet",
             "Load it with ControlNetModel.from_single_file or from_pretrained.", whole=True),
@@ -42,8 +43,12 @@ _PATTERNS = tuple((re.compile(refusal.key), refusal) for refusal in REFUSALS)
 _MANY = 8
 
 
-def refuse(keys: Collection[str], name: str) -> None:
-    """Raise NotAnAdapterError, saying what the file is and how to load it, if its keys are of no adapter."""
+def refuse(keys: Collection[str], name: str, config: Mapping[str, Any] | None = None) -> None:
+    """Raise NotAnAdapterError, saying what the file is and how to load it, if its keys are of no adapter.
+
+    config: the JSON beside the file, if any.
+    """
+    keys = [key for key in keys if key != KEY] if is_prefix(config) else keys
     plain = [key for key in keys if key.endswith((".weight", ".bias")) and _is_attribute(key)]
     # Whole tensors beside an adapter's are replacements (PEFT's modules_to_save, norms): the file is an adapter.
     only_plain = len(plain) == len(keys) or not any(map(_is_adapter_tensor, keys))

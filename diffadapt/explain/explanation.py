@@ -70,6 +70,7 @@ class Explanation:
     table: tuple[Row, ...] = ()
     dtypes: Mapping[str, int] = field(default_factory=dict)
     embeddings: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
     trainer: str | None = None
@@ -127,6 +128,7 @@ class Explanation:
             "table": [dict(vars(row)) for row in self.table],
             "norm": self.norm,
             "embeddings": list(self.embeddings),
+            "prefixes": list(self.prefixes),
             "trigger_words": list(self.trigger_words),
             "tags": [list(tag) for tag in self.tags],
             "hashes": None if self.hashes is None else dict(self.hashes),
@@ -151,6 +153,7 @@ class Explanation:
             ("parameters", [f"{_short(self.parameters)} in {types}"] if self.parameters else []),
             ("norm", [] if self.norm is None else [f"{self.norm:.4g}"]),
             ("embeddings", _given(", ".join(self.embeddings))),
+            ("prefixes", _given(", ".join(self.prefixes))),
             ("trigger words", _given(", ".join(self.trigger_words[:12]))),
             ("tags", _given(", ".join(f"{tag} {count}" for tag, count in self.tags[:12]))),
             ("hashes", [f"{name} {value}" for name, value in (self.hashes or {}).items() if value]),

@@ -104,7 +104,7 @@ class Recogniser:
 def read(raw: RawCheckpoint) -> Adapter:
     """The adapter that a checkpoint holds, by the steps of `read_adapter`; one that cannot be told is a SourceError."""
     refuse_method(raw.config, raw.name)
-    refuse(raw.tensors.keys(), raw.name)
+    refuse(raw.tensors.keys(), raw.name, raw.config)
     name = raw.path.stem if raw.path is not None else raw.name.rpartition("/")[2].removesuffix(".safetensors")
     try:
         return interpret(raw, name=name)

@@ -38,7 +38,8 @@ def test_every_method_of_the_installed_peft_is_in_the_table():
 def test_every_method_that_loads_is_tested_from_a_folder():
     loads = {kind for kind, method in METHODS.items() if method.loads}
     tested = {case.config(task_type=None).peft_type.value for case in CASES if case.config is not peft.AdaLoraConfig}
-    assert loads - tested == {"ADALORA"} | OLD
+    # Prefixes are in tests/training/test_prefixes.py.
+    assert loads - tested == {"ADALORA", "PREFIX_TUNING"} | OLD
     assert any(case.config is peft.AdaLoraConfig for case in CASES)
 
 
@@ -95,7 +96,7 @@ def test_a_lora_on_a_grouped_convolution_is_no_change_of_its_weight(tmp_path):
 
 def test_verdicts_of_what_loads():
     assert {method.verdict for method in METHODS.values() if method.loads} == {
-        Verdict.WEIGHT, Verdict.SCALING, Verdict.BASE,
+        Verdict.WEIGHT, Verdict.SCALING, Verdict.BASE, Verdict.TOKENS,
     }  # fmt: skip
 
 
