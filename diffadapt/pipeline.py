@@ -81,7 +81,8 @@ def load_adapter(
         if into:
             adapter = adapter.moved(into)
         name = adapter_name or free_name(adapter.name, stack)
-        return stack.load(adapter, name, weight, rule=strength, strict=strict, learner=Learner(dropouts) if trainable else None)
+        learner = Learner(dropouts) if trainable else None
+        return stack.load(adapter, name, weight, rule=strength, strict=strict, learner=learner)
 
 
 @contextmanager

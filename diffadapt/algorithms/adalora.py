@@ -8,9 +8,9 @@ means that rank. Sources: AdaLoRA, arXiv 2303.10512; PEFT `tuners/adalora`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,17 +23,37 @@ from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """How a training shares out the ranks of all modules. Defaults and names are PEFT's where it has them.
+
+    target_rank: the mean rank at the end. begin, end: shares of the steps before the pruning and after it; every: steps
+    between two prunings. beta1, beta2: of the means of a number's sensitivity and of its uncertainty. orthogonality:
+    the weight of the penalty.
+    """
+
+    target_rank: int = 8
+    begin: float = 0.1
+    end: float = 0.3
+    every: int = 10
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orthogonality: float = 0.5
+
+
 @dataclass(frozen=True, eq=False)
 class AdaLoRA(Delta):
-    """A low-rank pair with singular values. start_rank: the rank in the scale."""
+    """A low-rank pair with singular values. start_rank: the rank in the scale. pruning: of a training."""
 
     algorithm: ClassVar[str] = "adalora"
+    options: ClassVar[Mapping[str, Any]] = dataclasses.asdict(Pruning())
 
     down: Tensor
     singular: Tensor
     up: Tensor
     alpha: float
     start_rank: int
+    pruning: Pruning | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, group: TensorGroup, context: Context) -> Self | None:
@@ -57,7 +77,12 @@ class AdaLoRA(Delta):
         start.require_rank("adalora")
         rank = start.rank
         down, up = start.normal(0.02, rank, start.columns), start.normal(0.02, start.rows, rank)
-        return cls(down, torch.zeros(rank, 1), up, start.scale_alpha, rank)
+        pruning = Pruning(**{name: start.option(name, default) for name, default in cls.options.items()})
+        if not 0 < pruning.target_rank <= rank:
+            raise AlgorithmError(
+                f"adalora: target_rank {pruning.target_rank} of a rank of {rank}; expected 1 to {rank}."
+            )
+        return cls(down, torch.zeros(rank, 1), up, start.scale_alpha, rank, pruning)
 
     @property
     def rank(self) -> int:
@@ -98,6 +123,13 @@ class AdaLoRA(Delta):
             "peft_type": "ADALORA", "init_r": self.start_rank, "target_r": self.start_rank, "lora_alpha": self.alpha,
             "total_step": 1, "rank_pattern": {} if all(mask) else {f"{module}.lora_E": mask},
         }  # fmt: skip
+
+    def settled(self) -> AdaLoRA:
+        """Without the ranks that were pruned: those of a singular value of 0, where others are not."""
+        left = self.singular.flatten().nonzero().flatten()
+        if self.pruning is None or len(left) in (0, self.rank):
+            return dataclasses.replace(self, pruning=None)
+        return AdaLoRA(self.down[left], self.singular[left], self.up[:, left], self.alpha, self.start_rank)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors; `init_r` is the config's and comes back only with it."""

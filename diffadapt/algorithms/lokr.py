@@ -137,15 +137,17 @@ class LoKr(Delta):
             rows, large = large, rows
         whole = start.option("full_matrix", False)
         pair = start.option("decompose_both", False) and rank < max(rows, m) / 2 and not whole
-        w1 = (None, start.kaiming(rows, rank), start.kaiming(rank, m)) if pair else (start.kaiming(rows, m), None, None)
+        w1 = None if pair else start.kaiming(rows, m)
+        w1_a, w1_b = (start.kaiming(rows, rank), start.kaiming(rank, m)) if pair else (None, None)
+        w2 = w2_a = w2_b = t2 = None
         if rank >= max(large, n) / 2 or whole:
-            w2 = (torch.zeros(large, n, *kernel), None, None, None)
+            w2 = torch.zeros(large, n, *kernel)
         elif start.option("tucker", False) and math.prod(kernel) > 1:
-            w2 = (None, start.kaiming(rank, large), torch.zeros(rank, n), start.kaiming(rank, rank, *kernel))
+            w2_a, w2_b, t2 = start.kaiming(rank, large), torch.zeros(rank, n), start.kaiming(rank, rank, *kernel)
         else:
-            w2 = (None, start.kaiming(large, rank), torch.zeros(rank, n * math.prod(kernel)), None)
-        size = None if w1[0] is not None and w2[0] is not None else rank
-        return cls(*w1, *w2, start.scale_alpha if size else 1.0, size)
+            w2_a, w2_b = start.kaiming(large, rank), torch.zeros(rank, n * math.prod(kernel))
+        size = None if w1 is not None and w2 is not None else rank
+        return cls(w1, w1_a, w1_b, w2, w2_a, w2_b, t2, start.scale_alpha if size else 1.0, size)
 
     @property
     def rank(self) -> int | None:
@@ -270,10 +272,11 @@ class LoKr(Delta):
         small = self.w1 if self.w1 is not None else _given(self.w1_b)
         left, right = self._borders[0], int(small.shape[1])
         # A pair of thin factors does not tell the kernel from the channels.
-        columns = [self.shape_alone[1] // kernel for kernel in (1, 3, 9, 27, 25, 49)]
-        if left == _balanced(self._fused_rows) and right in {_balanced(n) for n in columns if n}:
-            return Otherwise(-1)
-        return left if left == right else None
+        columns = [self.shape_alone[1] // n for n in (1, 3, 9, 27, 25, 49) if self.shape_alone[1] % n == 0]
+        for factor in (-1, max(left, right), min(left, right)):
+            if left == _split(self._fused_rows, factor) and right in {_split(n, factor) for n in columns}:
+                return factor if factor > 0 else Otherwise(-1)
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors; of a cut slice the dense change as `diff`, which no Kronecker product can hold."""
@@ -315,9 +318,13 @@ class LoKr(Delta):
         )
 
 
-def _balanced(size: int) -> int:
-    """The largest divisor up to the square root, which PEFT takes for the small factor where it is told none."""
-    return next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
+def _split(size: int, factor: int) -> int:
+    """What PEFT takes for w1's side: the factor where it divides the size, else the largest divisor up to it and to
+    the square root (-1: to the square root)."""
+    if factor > 0 and size % factor == 0:
+        return factor
+    most = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    return next(n for n in range(most, 0, -1) if size % n == 0)
 
 
 def _given(factor: Tensor | None) -> Tensor:

@@ -11,12 +11,13 @@ from torch.utils.hooks import RemovableHandle
 
 from diffadapt.adapter import TargetKey
 from diffadapt.errors import StackError
+from diffadapt.inject.entry import Entry
 from diffadapt.inject.following import moments_of
 from diffadapt.inject.locate import Component
 from diffadapt.inject.mixed_rows import BatchLayout, RowsSlot
 from diffadapt.inject.pack import Pack, Part
 from diffadapt.inject.placement import LINEAR, Hidden, Loaded, Placement
-from diffadapt.inject.slot import Entry, Slot
+from diffadapt.inject.slot import Slot
 
 if TYPE_CHECKING:
     from diffadapt.algorithms.forms import Rotate

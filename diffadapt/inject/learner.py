@@ -1,4 +1,4 @@
-"""The trained tensors of one adapter, as the parameters of a module: what optimizers, accelerate and FSDP take hold of."""
+"""The trained tensors of one adapter, as the parameters of a module, of which optimizers and FSDP take hold."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from diffadapt.algorithms.forms import BiasChange, Branch, Form, InputChange, Lo
 from diffadapt.inject.learner import Dropouts
 
 if TYPE_CHECKING:
-    from diffadapt.inject.slot import Entry, Slot
+    from diffadapt.inject.entry import Entry
+    from diffadapt.inject.slot import Slot
 
 _NONE = Dropouts()
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from diffadapt.adapter import TargetKey
 from diffadapt.errors import StackError
+from diffadapt.inject.entry import Entry
 from diffadapt.inject.following import FollowBatch, FollowImages
 from diffadapt.inject.gating import GateMix
 from diffadapt.inject.live import Mix
@@ -24,7 +25,7 @@ from diffadapt.inject.mixing import StackMix
 from diffadapt.inject.placement import LINEAR, Hidden, Loaded, Placement
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.schedule import Schedule
-from diffadapt.inject.slot import Entry, Slot
+from diffadapt.inject.slot import Slot
 
 if TYPE_CHECKING:
     from diffadapt.inject.gates import Gates

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from diffadapt.errors import StackError
+from diffadapt.inject.entry import Entry
 from diffadapt.inject.pack import Pack, Part, low_rank_rows
-from diffadapt.inject.slot import Entry, Slot
+from diffadapt.inject.slot import Slot
 
 
 @dataclass(eq=False)

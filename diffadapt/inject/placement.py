@@ -16,9 +16,10 @@ from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.rows import OfFused
 from diffadapt.errors import AlgorithmError, StackError, TargetError
+from diffadapt.inject.allocation import Allocation
 from diffadapt.inject.embeddings import InstalledEmbeddings
-from diffadapt.inject.finding import find, leftover_keys
 from diffadapt.inject.entry import Entry
+from diffadapt.inject.finding import find, leftover_keys
 from diffadapt.inject.fitting import fitted, siblings
 from diffadapt.inject.learner import Learner
 from diffadapt.inject.locate import Component, describe
@@ -109,6 +110,7 @@ class Loaded:
     prefixes: InstalledPrefixes
     learner: Learner | None = None
     strength: Strength = 0.0
+    allocation: Allocation | None = None
 
     @property
     def values(self) -> list[float]:
@@ -202,7 +204,8 @@ def place(
 ) -> Loaded:
     """Find and check a module for every delta. Changes nothing.
 
-    learner: takes the tensors of an adapter that is to be trained. merged: what is merged into the modules now, for deltas that need the base weights of others.
+    learner: takes the tensors of an adapter that is to be trained. merged: what is merged into the modules now, for
+    deltas that need the base weights of others.
     Raises TargetError where nothing matches, a shape differs, or (`strict`) a key is left over; StackError for a
     strength rule that none of the deltas knows.
     """
@@ -251,7 +254,8 @@ def place(
         )
     if learner is not None:
         learner.done()
-    return Loaded(name, adapter, placements, report, embeddings, prefixes, learner)
+    allocation = None if learner is None else Allocation.of([placement.entry for placement in placements])
+    return Loaded(name, adapter, placements, report, embeddings, prefixes, learner, allocation=allocation)
 
 
 def _report(

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.errors import StackError
@@ -15,6 +16,7 @@ from diffadapt.inject.locate import Component
 from diffadapt.inject.merging import BaseWeight, MergedWeights
 from diffadapt.inject.mixed import MixedStack
 from diffadapt.inject.module import TrainedModel
+from diffadapt.inject.placement import Loaded
 from diffadapt.inject.progress import DENOISERS
 from diffadapt.inject.scaling import Strength
 from diffadapt.report import LoadReport
@@ -103,12 +105,50 @@ class TrainedStack(MixedStack):
 
     def train(self, name: str | None = None, mode: bool = True) -> None:
         """Turn the dropouts of an adapter in training, or of all, on (as they are when it is added)."""
-        for learner in self._learners(name):
-            learner.train(mode)
+        for module in (module for loaded in self._in_training(name) for module in loaded.trained_modules):
+            module.train(mode)
 
     def eval(self, name: str | None = None) -> None:
         """Turn the dropouts off."""
         self.train(name, mode=False)
+
+    def state_dict(self, name: str) -> dict[str, Tensor]:
+        """What an adapter in training has learnt, by name, as it is trained and not as a file has it: for checkpoints
+        from which a run goes on to the bit, in an adapter that was added with the same arguments."""
+        allocation = self._get(name).allocation
+        return {**self.as_module(name).adapter.state_dict(), **({} if allocation is None else allocation.state())}
+
+    def load_state_dict(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Take what `state_dict` gave. Raises StackError, with nothing changed, where it is another adapter's."""
+        own, allocation = self.as_module(name).adapter, self._get(name).allocation
+        now = own.state_dict()
+        ranks = {
+            key: tensor for key, tensor in state.items() if allocation is not None and key.startswith("allocation/")
+        }
+        state = {key: tensor for key, tensor in state.items() if key not in ranks}
+        odd = [
+            key for key in {*state, *now} if key not in now or key not in state or state[key].shape != now[key].shape
+        ]
+        if odd:
+            raise StackError(
+                f"The checkpoint is of another adapter than {name!r}: {odd[0]} is not in both, in the same shape. Add "
+                "the adapter with the arguments that it was added with."
+            )
+        own.load_state_dict(dict(state))
+        if allocation is not None:
+            allocation.load(ranks)
+
+    def penalty(self, name: str | None = None) -> Tensor:
+        """What a method wants added to the loss (AdaLoRA: how far its factors are from orthonormal ones), else 0."""
+        found = [loaded.allocation.penalty() for loaded in self._in_training(name) if loaded.allocation is not None]
+        return sum(found[1:], found[0]) if found else torch.zeros(())
+
+    def allocate(self, step: int, total: int, name: str | None = None) -> None:
+        """Share out ranks (AdaLoRA); nothing for other methods. Call it when a step's gradients are there and the
+        optimizer has made its step; step: from 0; total: how many there will be."""
+        for loaded in self._in_training(name):
+            if loaded.allocation is not None:
+                loaded.allocation.update(step, total)
 
     def as_module(
         self, name: str, component: str | None = None, forward: Callable[..., Any] | None = None
@@ -127,9 +167,9 @@ class TrainedStack(MixedStack):
             raise StackError(f"There is no component {component!r}; there are {', '.join(parts)}.")
         return TrainedModel(parts[chosen].model, loaded.trained_modules, forward)
 
-    def _learners(self, name: str | None) -> list[Learner]:
+    def _in_training(self, name: str | None) -> list[Loaded]:
         chosen = [self._get(name)] if name else list(self._loaded.values())
-        found = [loaded.learner for loaded in chosen if loaded.learner is not None]
+        found = [loaded for loaded in chosen if loaded.learner is not None]
         if not found:
             raise StackError(f"{name or 'No adapter'} is in training: load or add it with trainable=True.")
         return found

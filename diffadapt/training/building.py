@@ -1,4 +1,4 @@
-"""A whole untrained adapter for a pipeline: the modules that are named, each with the tensors its method begins with."""
+"""A whole untrained adapter for a pipeline: the modules that are named, each with what its method begins with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from diffadapt.adapter import Adapter, Foreign, Metadata, TargetKey
 from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Delta
-from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError, StackError, TargetError
 from diffadapt.families.choose import Module, choose

@@ -74,9 +74,9 @@ def fresh_adapter(
         return _prefixed(request, parts, owner, generator)
     adapter = untrained(request.plan, parts, owner, weight_of)
     if request.init in ("eva", "loftq"):
-        from diffadapt.training import calibrated
+        from diffadapt.training.calibrated import eva, loftq
 
-        change = calibrated.eva if request.init == "eva" else calibrated.loftq
+        change = eva if request.init == "eva" else loftq
         adapter = change(request, adapter, parts, owner, weight_of)
     return dataclasses.replace(adapter, embeddings=embeddings)
 

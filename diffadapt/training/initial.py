@@ -2,8 +2,8 @@
 
 - gaussian: down normal of 1 / rank, up zero
 - orthogonal: both from halves of one orthogonal matrix, so that their product is zero though neither is
-- pissa: the principal singular part of the weight; olora: the first columns of its QR. PEFT takes these out of the base;
-  here the beginning stays beside the factors (`algorithms/anchored.py`)
+- pissa: the principal singular part of the weight; olora: the first columns of its QR. PEFT takes these out of the
+  base; here the beginning stays beside the factors (`algorithms/anchored.py`)
 - eva: down from the principal directions of what the layers are given, ranks shared out by what these explain
 - loftq: factors of what quantisation lost of the weight, on a base that is quantised
 

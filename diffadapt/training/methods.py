@@ -1,4 +1,4 @@
-"""What can be trained from the start, by the name that a user gives. A new method: its algorithm's `fresh`, a line here."""
+"""What can be trained from the start, by the name a user gives. A new method: its algorithm's `fresh`, a line here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Method:
     @property
     def options(self) -> Mapping[str, Any]:
         """What a user may set, and its defaults."""
-        inner = {"lora": LoRA, "loha": LoHa, "lokr": LoKr}.get(self.fixed.get("inner", ""))
+        kinds: dict[str, type[Delta]] = {"lora": LoRA, "loha": LoHa, "lokr": LoKr}
+        inner = kinds.get(self.fixed.get("inner", ""))
         return {**({} if inner is None else inner.options), **self.delta.options}
 
 
@@ -72,8 +73,8 @@ METHODS: Mapping[str, Method] = {
     "full": Method(Full, "kohya", None),
     "norm": Method(Norm, "kohya", None),
 }
-"""name -> method. `oft_dora`: no trainer has DoRA over OFT; LyCORIS' factor for every row of a rotated weight (`rescaled`)
-is what magnitudes come to where the direction is a rotation's."""
+"""name -> method. `oft_dora`: no trainer has DoRA over OFT; LyCORIS' factor for every row of a rotated weight
+(`rescaled`) is what magnitudes come to where the direction is a rotation's."""
 
 TOKENS = ("textual_inversion", "p_tuning")
 PREFIX = "prefix_tuning"
