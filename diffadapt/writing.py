@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffadapt.adapter import Adapter, TargetKey
 from diffadapt.algorithms import Delta
 from diffadapt.algorithms.rows import Wrapped
-from diffadapt.algorithms.total import Sum
 from diffadapt.dialects import Dialect, dialect_named
 from diffadapt.dialects.embeddings import NOTE, bundle_keys, embedding_file
+from diffadapt.dialects.peft import Peft
 from diffadapt.dialects.peft_config import METADATA_KEY
 from diffadapt.dialects.peft_prefix import prefix_file
-from diffadapt.dialects.peft_writing import Numbers, header, peft_config
+from diffadapt.dialects.peft_writing import Described, core_of, described, endings, header, method_of, peft_config
+from diffadapt.equality import difference
 from diffadapt.errors import AlgorithmError, DialectError
 from diffadapt.families import Family, family_named
 from diffadapt.families.route import exchanged, exchanged_by_onetrainer
@@ -136,16 +136,42 @@ def _in_files(targets: Mapping[TargetKey, Delta]) -> dict[TargetKey, Delta]:
 def encode(adapter: Adapter, dialect: Dialect, family: Family | None) -> dict[str, Tensor]:
     """The adapter's tensors by the dialect's keys. Raises DialectError for what the dialect cannot name."""
     tensors: dict[str, Tensor] = {}
+    spelled = _spelling(adapter)
+    if isinstance(dialect, Peft):
+        tensors |= _shared(adapter, dialect)
     for target, delta in adapter.targets.items():
-        _add(tensors, dialect, family, target, delta, adapter.metadata.raw)
+        _add(tensors, dialect, family, target, delta, spelled(delta), adapter.metadata.raw)
     for foreign, delta in adapter.foreign.items():
         if dialect.name != adapter.dialect:
             raise DialectError(
                 f"{dialect.name}: {foreign.module} is no module of a known family, so its name in this dialect is "
                 f"unknown; write {adapter.dialect}."
             )
-        _add(tensors, dialect, None, TargetKey(foreign.component or "", foreign.module), delta)
+        _add(tensors, dialect, None, TargetKey(foreign.component or "", foreign.module), delta, spelled(delta))
     return tensors | bundle_keys(adapter.embeddings)
+
+
+def _shared(adapter: Adapter, dialect: Peft) -> dict[str, Tensor]:
+    """What all modules share, once. Raises DialectError where two modules mean another tensor by one name."""
+    tensors: dict[str, Tensor] = {}
+    for delta in (*adapter.targets.values(), *adapter.foreign.values()):
+        for role, tensor in delta.bank_tensors.items():
+            kept = tensors.setdefault(dialect.join_shared(role), tensor)
+            if difference(kept, tensor, role) is not None:
+                raise DialectError(
+                    f"{dialect.name}: the modules have several tensors {role!r}, and a file holds one for all of them. "
+                    "They come from several adapters: keep those apart, or convert with --algorithm lora."
+                )
+    return tensors
+
+
+def _spelling(adapter: Adapter) -> Callable[[Delta], Mapping[str, str]]:
+    """How PEFT spells the roles of a delta in the adapter's file, where that depends on the file's method."""
+    parts = [(target.module, delta) for target, delta in adapter.targets.items()]
+    parts += [(foreign.module, delta) for foreign, delta in adapter.foreign.items()]
+    fields = [delta.peft_fields(module) for module, delta in parts]
+    method = method_of(said["peft_type"] for said in fields if said is not None)
+    return lambda delta: endings(delta, method or "")
 
 
 def _plain_names(adapter: Adapter) -> bool:
@@ -163,6 +189,7 @@ def _add(
     family: Family | None,
     target: TargetKey,
     delta: Delta,
+    spelled: Mapping[str, str],
     header: Mapping[str, str] | None = None,
 ) -> None:
     if isinstance(delta, Wrapped):
@@ -170,10 +197,12 @@ def _add(
             f"{dialect.name}: the {delta.algorithm} of {target.component} {target.module} was trained on "
             f"{delta.seen_by_trainer}, and has no file of its own here. Keep the file it came from."
         )
-    for role, tensor in _as_named(delta.tensors(), dialect, family, target, header or {}).items():
+    tensors_of = delta.peft_tensors() if isinstance(dialect, Peft) else delta.tensors()
+    for role, tensor in _as_named(tensors_of, dialect, family, target, header or {}).items():
         if role == "alpha" and dialect.name in _CONFIGURED:
             continue
-        key = dialect.join(target, role, family)
+        own = spelled.get(role) if isinstance(dialect, Peft) else None
+        key = dialect.join(target, role, family) if own is None else Peft.join_ending(target, own)
         if key in tensors:
             raise DialectError(f"{dialect.name}: two modules would be named {key!r}; write another dialect.")
         tensors[key] = _fitted(delta, role, tensor, dialect)
@@ -205,7 +234,7 @@ def _as_named(
 
 def _fitted(delta: Delta, role: str, tensor: Tensor, dialect: Dialect) -> Tensor:
     """The tensor as the dialect's own writers shape it."""
-    core, configured = _core(delta), dialect.name in _CONFIGURED
+    core, configured = core_of(delta), dialect.name in _CONFIGURED
     if role == "alpha" and getattr(core, "rank_stabilised", False) and core.rank:
         # alpha / sqrt(r) = a' / r: only PEFT's configs know the rank-stabilised rule.
         tensor = tensor * math.sqrt(core.rank)
@@ -227,12 +256,6 @@ def _as_saved(alpha: Tensor, core: Delta) -> Tensor:
     return saved if bool(saved.to(alpha.dtype) == alpha) else alpha
 
 
-def _core(delta: Delta) -> Delta:
-    """The delta that a modifier (DoRA) modifies, or the delta itself."""
-    inner = getattr(delta, "inner", delta)
-    return inner if isinstance(inner, Delta) else delta
-
-
 def _configs(adapter: Adapter, dialect: Dialect) -> dict[str | None, dict[str, Any]]:
     """The PEFT configs by component; PEFT's own files and bare ones have one model and name none."""
     components = adapter.components
@@ -240,29 +263,16 @@ def _configs(adapter: Adapter, dialect: Dialect) -> dict[str | None, dict[str, A
         raise DialectError(
             f"{dialect.name}: one file holds one model, and the adapter has {', '.join(components)}; write diffusers."
         )
-    modules: dict[str, dict[str, Numbers]] = {}
+    modules: dict[str, dict[str, Described]] = {}
     for target, delta in adapter.targets.items():
-        # Without its level the name is a suffix of CLIP's in every version of transformers, which is how PEFT matches.
-        modules.setdefault(target.component, {})[target.module.removeprefix("text_model.")] = _numbers(delta)
+        modules.setdefault(target.component, {})[target.module] = described(delta, target.module, dialect.name)
     for foreign, delta in adapter.foreign.items():
-        modules.setdefault(foreign.component or "", {})[foreign.module] = _numbers(delta)
+        about = described(delta, foreign.module, dialect.name)
+        modules.setdefault(foreign.component or "", {})[foreign.module] = about
     return {
         component if dialect.name == "diffusers" else None: peft_config(named, dialect.name)
         for component, named in modules.items()
     }
-
-
-def _numbers(delta: Delta) -> Numbers:
-    tensors, core = delta.tensors(), _core(delta)
-    alpha = tensors.get("alpha")
-    return Numbers(
-        delta.rank,
-        None if alpha is None else float(alpha.item()),
-        core.algorithm,
-        stabilised=bool(getattr(core, "rank_stabilised", False)),
-        bias="lora_up_bias" in tensors,
-        dora="dora_scale" in tensors,
-    )
 
 
 def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
@@ -278,46 +288,12 @@ def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
     lost += [token for token in adapter.embeddings if token not in again.embeddings]
     if lost:
         raise DialectError(f"{dialect.name}: {lost[0]} would not be found again when the file is read.")
-    for target, delta in adapter.targets.items():
-        difference = _difference(delta, again.targets[target])
-        if difference:
+    pairs = [(f"{key.component} {key.module}", delta, again.targets[key]) for key, delta in adapter.targets.items()]
+    pairs += [(foreign.module, delta, again.foreign[foreign]) for foreign, delta in adapter.foreign.items()]
+    for module, delta, read in pairs:
+        differs = difference(delta, read)
+        if differs:
             raise DialectError(
-                f"{dialect.name}: cannot hold the {delta.algorithm} of {target.component} {target.module}: "
-                f"{difference} when read back. Write {adapter.dialect} instead."
+                f"{dialect.name}: cannot hold the {delta.algorithm} of {module}: "
+                f"{differs} when read back. Write {adapter.dialect} instead."
             )
-
-
-def _difference(one: object, other: object, what: str = "delta") -> str | None:
-    """What differs between two deltas, in words; None where they are equal."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        equal = _same_memory(one, other) or (one.dtype == other.dtype and torch.equal(one.squeeze(), other.squeeze()))
-        return None if equal else f"{what} would change"
-    if isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6):
-        return None
-    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
-        pairs = [(a, b, what) for a, b in zip(one, other, strict=True)]
-    elif isinstance(one, Sum) and isinstance(other, Sum):
-        # A sum has no order: reading finds its parts in the registry's.
-        ours, theirs = (sorted(delta.parts, key=lambda part: part.algorithm) for delta in (one, other))
-        pairs = [(tuple(ours), tuple(theirs), what)]
-    elif isinstance(one, Delta) and type(one) is type(other):
-        same_scale = getattr(one, "scale", None) is not None and _difference(one.scale, other.scale) is None  # type: ignore[attr-defined]
-        names = [f.name for f in dataclasses.fields(one) if not (same_scale and f.name in _SCALE_FIELDS)]
-        pairs = [(getattr(one, name), getattr(other, name), name) for name in names]
-    elif isinstance(one, Delta) and isinstance(other, Delta):
-        return f"{what} would be {other.algorithm} instead of {one.algorithm}"
-    else:
-        return None if one == other else f"{what} would be {other!r} instead of {one!r}"
-    return next((text for a, b, name in pairs if (text := _difference(a, b, name))), None)
-
-
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same order because they lie at the same place."""
-    if one is other:
-        return True
-    at = [(t.untyped_storage()._cdata, t.storage_offset(), t.dtype, t.squeeze().shape) for t in (one, other)]
-    return at[0] == at[1] and one.is_contiguous() and other.is_contiguous()
-
-
-# Ways to say one scale.
-_SCALE_FIELDS = frozenset({"alpha", "rank_stabilised", "said_alpha"})

@@ -27,7 +27,7 @@ from torch import Tensor
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
 from diffadapt.algorithms.cayley import cayley, neumann, pack, packed_size, project, unpack
 from diffadapt.algorithms.layer import Layer
-from diffadapt.algorithms.peft_fields import Fields
+from diffadapt.algorithms.peft_fields import Fields, Otherwise
 from diffadapt.algorithms.rotation import InputRotation, Stage, Stages
 from diffadapt.algorithms.start import Start, factorised
 from diffadapt.errors import AlgorithmError
@@ -136,7 +136,9 @@ class PackedOFT(InputRotation):
         version = {"peft_version": "0.18.0"} if self.halved_tail else {}
         return {
             "peft_type": "OFT", "r": blocks, "oft_block_size": size, "coft": self.eps is not None,
-            "eps": _DEFAULT_EPS if self.eps is None else self.eps, "block_share": len(self.packed) == 1,
+            "eps": _DEFAULT_EPS if self.eps is None else self.eps,
+            # One row may be the only block there is.
+            "block_share": Otherwise(True) if len(self.packed) == 1 else False,
             "use_cayley_neumann": self.terms is not None, **series, **version,
         }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from diffadapt.adapter import TargetKey
 from diffadapt.dialects.base import Facts, Key, Recognition, Slot, evidence
 from diffadapt.dialects.dotted import PEFT_PREFIX, Dotted
-from diffadapt.dialects.roles import PEFT_SPELLING, split_role, unnamed
+from diffadapt.dialects.roles import peft_ending, split_role, unnamed
 from diffadapt.families.base import Family
 
 _REPLACED = {"weight": "set_weight", "bias": "set_bias"}
@@ -46,7 +46,16 @@ class Peft(Dotted):
         return "peft"
 
     def join(self, target: TargetKey, role: str, family: Family | None) -> str:
-        ending = PEFT_SPELLING.get(role)
+        ending = peft_ending(role)
         if ending is None:
             raise unnamed("peft", role, target.module)
+        return self.join_ending(target, ending)
+
+    @staticmethod
+    def join_ending(target: TargetKey, ending: str) -> str:
+        """The key with an ending that depends on the file's method (see `peft_writing.endings`)."""
         return f"{PEFT_PREFIX}{target.module}.{ending}"
+
+    def join_shared(self, role: str) -> str:
+        """The key of a tensor that all modules share."""
+        return f"{_SHARED}{role}"

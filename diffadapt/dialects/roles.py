@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -134,6 +135,17 @@ PEFT_SPELLING: Mapping[str, str] = {
     "dora_scale": "lora_magnitude_vector", "oft_R": "oft_R.weight",
 }  # fmt: skip
 """Canonical role -> ending, of PEFT and Diffusers. There is no alpha: it goes into the config."""
+
+# Tensors of PEFT's further methods that are a Linear's there.
+_LINEARS = re.compile(r"(supertuning_lora_[AB]|gralora_[AB]_general|psoft_R|peanut_([AB]|(en|de)coders\.\d+))")
+
+
+def peft_ending(role: str) -> str | None:
+    """The ending of a role in PEFT's own files, those of its further methods included; None where it has none."""
+    if role.startswith(_METHODS):
+        return f"{role}.weight" if _LINEARS.fullmatch(role) else role
+    return PEFT_SPELLING.get(role)
+
 
 COMFY_SPELLING: Mapping[str, str] = {
     **KOHYA_SPELLING, "lora_down": "lora_A.weight", "lora_up": "lora_B.weight", "lora_up_bias": "lora_B.bias",

@@ -7,8 +7,9 @@ import json
 import pytest
 from peft.utils.other import get_pattern_key
 
+from diffadapt.algorithms.peft_fields import Otherwise
 from diffadapt.dialects.peft_config import ModulePattern, PeftConfig, configs_of
-from diffadapt.dialects.peft_writing import Numbers, peft_config
+from diffadapt.dialects.peft_writing import Described, peft_config
 from diffadapt.errors import DialectError
 
 MODULES = [
@@ -66,12 +67,37 @@ def test_broken_headers_are_refused(text):
 
 
 def test_config_that_is_written_reads_back():
+    numbers = {"conv_in": (4, 2.0), "block.conv_in": (8, 8.0), "to_q": (8, 8.0), "block.to_q": (8, 1.5)}
+    config = PeftConfig(peft_config({name: lora(*said) for name, said in numbers.items()}, "peft"))
+    for name, (rank, alpha) in numbers.items():
+        assert (config.of(name)["r"], config.of(name)["lora_alpha"]) == (rank, alpha)
+
+
+def lora(rank, alpha, **more):
+    return Described("lora", {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, **more})
+
+
+def test_lists_and_mappings_of_modules_are_united_and_what_they_do_not_depend_on_gives_way():
+    blocks = {"nblocks": 2, "target_modules_bd_a": ["to_q"], "target_modules_bd_b": []}
     modules = {
-        "conv_in": Numbers(4, 2.0, "lora"), "block.conv_in": Numbers(8, 8.0, "lora"), "to_q": Numbers(8, 8.0, "lora"),
-        "block.to_q": Numbers(8, 1.5, "lora"),
-    }  # fmt: skip
-    config = PeftConfig(peft_config(modules, "peft"))
-    for name, numbers in modules.items():
-        assert (config.of(name)["r"], config.of(name)["lora_alpha"]) == (numbers.rank, numbers.alpha)
-    with pytest.raises(DialectError, match="loha"):
-        peft_config({"a": Numbers(4, 4.0, "lora"), "b": Numbers(4, 4.0, "loha")}, "peft")
+        "a.to_q": lora(4, 4.0, use_bdlora=blocks, use_dora=Otherwise(False)),
+        "text_model.a.to_k": lora(4, 4.0, use_bdlora={**blocks, "target_modules_bd_a": ["to_k"]}, use_dora=True),
+    }
+    config = peft_config(modules, "peft")
+    assert config["use_bdlora"] == {**blocks, "target_modules_bd_a": ["to_k", "to_q"]}
+    assert config["use_dora"] is True
+    assert config["target_modules"] == ["a.to_k", "a.to_q"]
+    assert peft_config({"a.to_q": modules["a.to_q"]}, "peft")["use_dora"] is False
+
+
+def test_what_one_config_cannot_say_is_refused():
+    loha = Described("loha", {"peft_type": "LOHA", "r": 4, "alpha": 4.0})
+    with pytest.raises(DialectError, match="loha, lora"):
+        peft_config({"a": lora(4, 4.0), "b": loha}, "peft")
+    with pytest.raises(DialectError, match="use_dora once for all modules"):
+        peft_config({"a": lora(4, 4.0, use_dora=True), "b": lora(4, 4.0, use_dora=False)}, "peft")
+    tokens = Described("tokens", {"peft_type": "TRAINABLE_TOKENS", "token_indices": (1, 2)})
+    with pytest.raises(DialectError, match="beside a LoRA only"):
+        peft_config({"a": loha, "b": tokens}, "peft")
+    with pytest.raises(DialectError, match="describes tlora"):
+        peft_config({"a": Described("tlora", None)}, "peft")
