@@ -6,7 +6,7 @@ offloaded or padded beyond the tokenizer, and gradients reach the vectors alone.
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class Values(nn.Module):
             self.register_buffer("values", values.detach())
 
     def forward(self) -> Tensor:
-        return self.values
+        # FSDP takes a parameter's memory away when its module's forward is over.
+        return self.values.clone() if self.values.requires_grad else self.values
 
 
 class TokenRows:
@@ -46,7 +47,6 @@ class TokenRows:
         self._ids = torch.empty(0, dtype=torch.long)
         self._hits: Tensor | None = None
         self._handles: list[RemovableHandle] = []
-        self._frozen: list[nn.Parameter] = []
 
     @classmethod
     def of(cls, model: nn.Module, vocabulary: Vocabulary) -> Self:
@@ -80,17 +80,12 @@ class TokenRows:
         """Hook the modules anew, behind whatever else is hooked there; none where nothing is left."""
         for handle in self._handles:
             handle.remove()
-        for weight in self._frozen:
-            weight.requires_grad_(True)
-        self._handles, self._frozen = [], []
+        self._handles = []
         for module, before, end in self._ends:
             vars(module)["eos_token_id"] = end if self.sources else before
         for module in self._modules if self.sources else ():
             self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._after))
-        trained = any(p.requires_grad for source in self.sources.values() for p in source.parameters())
-        if trained and self._modules[0].weight.requires_grad:
-            self._frozen = [cast(nn.Parameter, self._modules[0].weight.requires_grad_(False))]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note where placeholders stand, and look up row 0 for them: the matrix has none of theirs."""

@@ -14,8 +14,9 @@ from diffadapt.inject.embeddings import tokenizer_of
 from diffadapt.inject.locate import components, unwrap, weight_of
 from diffadapt.inject.vocabulary import knows, spelt, taken_message
 
-Start: TypeAlias = "str | Tensor | Mapping[str, Tensor]"
-"""What vectors start from: a word or phrase that the text encoders know, "random", or the vectors themselves."""
+Start: TypeAlias = "str | tuple[str, int] | Tensor | Mapping[str, Tensor]"
+"""What vectors start from: a word or phrase that the text encoders know, or "random", maybe with the number of vectors;
+or the vectors themselves."""
 
 RANDOM = "random"
 _SAMPLED = 4096
@@ -36,18 +37,21 @@ def new_embeddings(
         the mean and the spread of the encoder's matrix. A phrase gives the vectors of its tokens, in order, from the
         beginning again where more are wanted, and the means of neighbours where fewer are. Vectors of one's own:
         (n, dim), or of each encoder by its name.
-    vectors: how many a placeholder gets; the number of vectors of one's own is theirs.
+    vectors: how many a placeholder gets that has no number of its own: {"<cat>": ("small cat", 3)}.
     encoders: of the pipeline, by name; default all that have a tokenizer.
     Raises StackError for a placeholder that is empty or in a tokenizer, a word that the encoder does not know, vectors
     that do not fit, and a pipeline without a text encoder.
     """
     starts = _starts(tokens)
-    if vectors < 1 or not starts:
-        raise StackError(f"{len(starts)} placeholders of {vectors} vectors each are nothing to train.")
+    if not starts:
+        raise StackError("There is no placeholder to train: name one, such as '<cat>'.")
     parts = _encoders(owner, encoders)
     found: dict[str, Embedding] = {}
     for token, start in starts.items():
-        rows = {name: _rows(start, name, token, vectors, part, generator) for name, part in parts.items()}
+        start, count = start if isinstance(start, tuple) else (start, vectors)
+        if count < 1:
+            raise StackError(f"{token!r} is to have {count} vectors; expected at least 1.")
+        rows = {name: _rows(start, name, token, count, part, generator) for name, part in parts.items()}
         for name, (tokenizer, _) in parts.items():
             _check(token, rows[name].shape[0], tokenizer)
         found[token] = Embedding(token, rows)
@@ -90,7 +94,12 @@ def _check(token: str, count: int, tokenizer: Any) -> None:
 
 
 def _rows(
-    start: Start, name: str, token: str, count: int, part: tuple[Any, nn.Embedding], generator: torch.Generator | None
+    start: str | Tensor | Mapping[str, Tensor],
+    name: str,
+    token: str,
+    count: int,
+    part: tuple[Any, nn.Embedding],
+    generator: torch.Generator | None,
 ) -> Tensor:
     """The start vectors of a placeholder in one encoder."""
     tokenizer, matrix = part
