@@ -1,5 +1,6 @@
 """The command line: `diffadapt inspect FILE...` says what a file is, and why that is thought; `diffadapt convert`
-writes files anew in another dialect; `diffadapt demo` shows adapters at work, `diffadapt app` lets people mix them."""
+writes files anew in another dialect; `diffadapt demo` shows adapters at work, `diffadapt app` lets people mix them,
+`diffadapt train` makes new ones."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ MODULES = {
     **dict.fromkeys(("index", "scan", "dedupe"), f"{_CONVERTERS}.library"),
     **dict.fromkeys(("merge", "extract"), f"{_CONVERTERS}.making"),
     "app": _MIXER,
+    "train": "diffadapt.apps.trainer.command",
 }
 """Commands that live elsewhere, and the module of each, which has `run`."""
 
@@ -89,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, what in LIBRARY.items():
         _add_library(commands.add_parser(name, help=what), name)
     _add_app(commands.add_parser("app", help="the mixer: blend adapters on a page, see what they do"))
+    _add_train(commands.add_parser("train", help="an adapter on a folder of pictures, by a TOML file"))
     chosen = parser.parse_args(arguments)
     if chosen.command == "resize" and not any((chosen.rank, chosen.ratio, chosen.share, chosen.cumulative)):
         resize.error("one of --rank, --ratio, --share, --cumulative is needed")
@@ -145,3 +148,9 @@ def _add_app(serve: argparse.ArgumentParser) -> None:
     from diffadapt.apps.mixer.serving import add_arguments
 
     add_arguments(serve)
+
+
+def _add_train(learn: argparse.ArgumentParser) -> None:
+    from diffadapt.apps.trainer.command import add_arguments
+
+    add_arguments(learn)

@@ -57,3 +57,7 @@ class RecipeError(DiffAdaptError):
 class ConvertError(DiffAdaptError):
     """A conversion that was asked for wrongly or came out wrong: options that contradict each other, a result that is
     there already, values that the wanted type of number cannot hold."""
+
+
+class TrainingError(DiffAdaptError):
+    """Training that cannot begin or go on: a wrong setting, nothing to train, mixed dtypes, a loss that is no number."""
