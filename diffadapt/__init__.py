@@ -24,6 +24,7 @@ from diffadapt.errors import (
     SourceError,
     StackError,
     TargetError,
+    TrainingError,
     UnsafeFileError,
 )
 from diffadapt.inject.block_weights import block_strength
@@ -39,6 +40,7 @@ from diffadapt.report import LayerMerge, LoadReport, MergeReport
 from diffadapt.schedule import Schedule, switch
 
 if TYPE_CHECKING:
+    from diffadapt.base_pipeline import GuessedBaseWarning, pipeline_for
     from diffadapt.combine import balance, compare, extract, resize, similarity, to_lora
     from diffadapt.explain.effect import effect
 
@@ -46,6 +48,7 @@ __version__ = "0.1.0"
 
 _LATER = {
     **dict.fromkeys(("balance", "compare", "extract", "resize", "similarity", "to_lora"), "diffadapt.combine"),
+    **dict.fromkeys(("GuessedBaseWarning", "pipeline_for"), "diffadapt.base_pipeline"),
     "effect": "diffadapt.explain.effect",
 }
 """What is imported when it is asked for, and where it is."""
@@ -58,6 +61,7 @@ __all__ = [
     "DiffAdaptError",
     "Embedding",
     "Gates",
+    "GuessedBaseWarning",
     "LayerMerge",
     "LoadReport",
     "MergeError",
@@ -73,6 +77,7 @@ __all__ = [
     "StackError",
     "TargetError",
     "TargetKey",
+    "TrainingError",
     "UnmatchedKeysWarning",
     "UnsafeFileError",
     "balance",
@@ -84,6 +89,7 @@ __all__ = [
     "enable",
     "extract",
     "load_adapter",
+    "pipeline_for",
     "read_adapter",
     "regional",
     "resize",
