@@ -66,8 +66,8 @@ class TokenRows:
 
     def remove(self, token: str) -> None:
         """Take a placeholder out; with the last one, the encoder has no hooks left."""
-        self.vocabulary.remove(token, self.refresh)
         del self.sources[token]
+        self.vocabulary.remove(token, self.refresh)
         self.refresh()
         self._attach()
 

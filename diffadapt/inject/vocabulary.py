@@ -46,8 +46,7 @@ class Vocabulary:
         taken = next((name for name in names if knows(self.tokenizer, name)), None)
         if taken is not None:
             raise TargetError(taken_message(taken))
-        # Stripped on the left: the spaces between the names are no tokens, in any tokenizer.
-        self.tokenizer.add_tokens([_token(name, lstrip=number > 0) for number, name in enumerate(names)])
+        self.tokenizer.add_tokens([_token(name) for name in names])
         self.placeholders[token], self._uses[token] = names, 1
         vars(self.tokenizer)[_KEY] = self
         self._wrap()
@@ -77,13 +76,20 @@ class Vocabulary:
             return type(text)(self.expanded(part) for part in text)
         if not isinstance(text, str):
             return text
-        several = {token: " ".join(names) for token, names in self.placeholders.items() if len(names) > 1}
-        return re.sub(self._pattern(), lambda hit: several.get(hit["token"], hit[0]), text) if several else text
+        return re.sub(self._pattern(), self._whole, text) if self.placeholders else text
 
     def _pattern(self) -> str:
-        """Any placeholder, with its further names where it is spelt out already; the longest is tried first."""
+        """Any placeholder (the longest is tried first), and further names of its own behind it."""
         any_of = "|".join(map(re.escape, sorted(self.placeholders, key=len, reverse=True)))
-        return rf"(?P<token>{any_of})(?!_\d)(?:\s+(?P=token)_\d+)*"
+        return rf"(?P<token>{any_of})(?!_\d)(?P<further>(?:\s+(?P=token)_\d+)*)"
+
+    def _whole(self, hit: re.Match[str]) -> str:
+        """A placeholder with all its names, each once."""
+        names, further = self.placeholders[hit["token"]], hit["further"].split()
+        if len(names) == 1:
+            return hit[0]
+        count = len(names) - 1
+        return " ".join([*names, *(further[count:] if further[:count] == names[1:] else further)])
 
     def _wrap(self) -> None:
         """Have the tokenizer spell out, as long as there is something to spell."""
@@ -145,10 +151,12 @@ def taken_message(token: str) -> str:
     )
 
 
-def _token(name: str, *, lstrip: bool) -> Any:
+def _token(name: str) -> Any:
+    """A placeholder's token. It takes the spaces on its left, as words do in tokenizers that keep them: " <cat>" stands
+    where " cat" would, and the names of one placeholder next to each other."""
     from transformers import AddedToken
 
-    return AddedToken(name, lstrip=lstrip, normalized=False, special=False)
+    return AddedToken(name, lstrip=True, normalized=False, special=False)
 
 
 def _take_out(tokenizer: Any, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+import diffadapt
 from diffadapt import shapes
+from diffadapt.adapter import Adapter
+from diffadapt.training.tokens import new_embeddings
 from tests import tiny
 from tests.zoo import ZOO
 
@@ -87,3 +91,64 @@ def encoders(pipe: Any) -> dict[str, nn.Module]:
 
 def tokenizers(pipe: Any) -> dict[str, Any]:
     return {name: part for name, part in pipe.components.items() if "tokenizer" in name and part is not None}
+
+
+def adapter(pipe: Any, starts: Any = None, **options: Any) -> Adapter:
+    """Untrained placeholders for all text encoders of a pipeline."""
+    generator = torch.Generator().manual_seed(3)
+    made = new_embeddings(pipe, starts or {"<thing>": ("circle", 2)}, generator=generator, **options)
+    return Adapter("t", "diffusers", {}, embeddings=made)
+
+
+def pipeline(kind: str) -> Any:
+    """A pipeline by name, enabled, without dropouts."""
+    pipe = diffadapt.enable(shapes.load(kind) if kind in shapes.PIPELINES else {"zimage": zimage, "sdxl": sdxl}[kind]())
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.eval()
+    return pipe
+
+
+def train(pipe: Any, loss: Callable[[], Tensor], steps: int, lr: float) -> list[float]:
+    """Train what is in training; the losses."""
+    parameters = pipe.adapters.parameters()
+    optimizer, losses = torch.optim.Adam(parameters, lr=lr), []
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    assert all(p.grad is not None and bool(p.grad.any()) for p in parameters)
+    return losses
+
+
+class Pair:
+    """A text encoder and a tokenizer, as a pipeline has them."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.text_encoder, self.tokenizer = model, tokenizer
+        self.components = {"text_encoder": model, "tokenizer": tokenizer}
+
+
+class Numbers:
+    """A tokenizer of numbers, for encoders of any vocabulary."""
+
+    unk_token_id = eos_token_id = None
+
+    def __init__(self, size: Any) -> None:
+        self.size, self.names = size, []
+        self._added_tokens_decoder, self._added_tokens_encoder = {}, {}
+
+    def convert_tokens_to_ids(self, token: Any) -> Any:
+        if isinstance(token, list):
+            return [self.convert_tokens_to_ids(one) for one in token]
+        return self._added_tokens_encoder.get(token)
+
+    def convert_ids_to_tokens(self, index: Any) -> Any:
+        return self._added_tokens_decoder[index].content
+
+    def add_tokens(self, tokens: Any) -> None:
+        for token in tokens:
+            index = self.size + len(self._added_tokens_decoder)
+            self._added_tokens_decoder[index], self._added_tokens_encoder[token.content] = token, index
