@@ -184,4 +184,9 @@ the methods of the installed PEFT.
 
 Where a method draws numbers from a seed, they are drawn with torch's generator on the CPU, as PEFT draws them. The file
 says what was drawn only where `save_projection` (or its like) was on, and that is the safe way to save.
+
+Every method that loads is also written, with `dialect="peft"` into a folder, for PEFT to load with the same effect: the
+fields of its config without which the tensors mean nothing, ranks and their like by module, and what all modules share
+once. What was drawn from a seed and not saved stays so; VeLoRA and MonteCLoRA come back as the LoRA that they made.
+BONE is the exception: PEFT no longer reads it, and neither does it a QALoRA off a GPTQ base.
 """

@@ -142,7 +142,7 @@ _LINEARS = re.compile(r"(supertuning_lora_[AB]|gralora_[AB]_general|psoft_R|pean
 
 def peft_ending(role: str) -> str | None:
     """The ending of a role in PEFT's own files, those of its further methods included; None where it has none."""
-    if role.startswith(_METHODS):
+    if role.startswith(_METHODS) or role == "set_bias":  # whole tensors are spelled by the file's method
         return f"{role}.weight" if _LINEARS.fullmatch(role) else role
     return PEFT_SPELLING.get(role)
 

@@ -46,7 +46,8 @@ ALGORITHMS = """
 
 Endings of keys are understood behind every prefix, so every dialect reads every algorithm. The table says which have a
 name for each of its tensors, which writing needs (it also reads the file back, and refuses what would come out as
-something else; `peft`, `diffusers` and `bare` say scales in their configs). `xlabs` is read only, `kohya_oft` holds
+something else; `peft`, `diffusers` and `bare` say scales in their configs). `peft` has a method of PEFT's own for what
+it writes: PEFT itself loads the folder, with the same effect. `xlabs` is read only, `kohya_oft` holds
 sd-scripts' OFT alone.
 
 """
@@ -92,13 +93,18 @@ def _written() -> list[str]:
     dialects = [dialect for dialect in DIALECTS if dialect.name not in ("xlabs", "kohya_oft")]
     able: dict[str, dict[str, bool]] = {}
     for sample in SAMPLES:
+        delta = sample.delta()
         try:
-            roles = sample.delta().tensors().keys()
+            roles = delta.tensors().keys()
         except DiffAdaptError:
             roles = {"?"}
         for dialect in dialects:
             row = able.setdefault(sample.algorithm, {})
-            row[dialect.name] = row.get(dialect.name, False) or _names(dialect, target, roles, family)
+            if dialect.name == "peft":
+                able_to = delta.peft_fields(target.module) is not None
+            else:
+                able_to = _names(dialect, target, roles, family)
+            row[dialect.name] = row.get(dialect.name, False) or able_to
     head = f"| algorithm | {' | '.join(d.name for d in dialects)} |\n|---|{':-:|' * len(dialects)}"
     rows = [
         f"| {name} | {' | '.join('yes' if row[d.name] else '–' for d in dialects)} |"
@@ -106,11 +112,11 @@ def _written() -> list[str]:
         if any(row.values())
     ]
     read_only = ", ".join(sorted(name for name, row in able.items() if not any(row.values())))
-    return [head, *sorted(rows), "", f"Read from PEFT's folders, and not written yet: {read_only}."]
+    return [head, *sorted(rows), *(["", f"Read, and not written: {read_only}."] if read_only else [])]
 
 
 def _names(dialect, target, roles, family) -> bool:
-    configured = dialect.name in ("peft", "diffusers", "bare")
+    configured = dialect.name in ("diffusers", "bare")
     try:
         for role in roles:
             if role != "alpha" or not configured:
