@@ -20,45 +20,12 @@ import torch
 from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
-from diffadapt.algorithms.forms import Branch, Dense, Form
+from diffadapt.algorithms.forms import Dense, Form
+from diffadapt.algorithms.kronecker import Kronecker, check_factors, side_of
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.peft_fields import Fields, Otherwise
 from diffadapt.algorithms.start import Start, factorised
 from diffadapt.errors import AlgorithmError
-
-
-@dataclass(frozen=True, eq=False)
-class Kronecker(Branch):
-    """(w1 kron w2) x as two thin products: x's channels are (m, n), w2 maps n to k, w1 maps m to l.
-
-    w1: (l, m), times the scale. w2: (k, n, *kernel), or where `outer` is given (r, n, *kernel) followed by outer
-    (k, r). rows: the range of output channels that is kept. Linear and ungrouped convolutions.
-    """
-
-    w1: Tensor
-    w2: Tensor
-    outer: Tensor | None
-    rows: tuple[int, int] | None = None
-
-    def change(self, x: Tensor, layer: Layer) -> Tensor:
-        rows, columns = self.w1.shape
-        if layer.kind == "linear":
-            h = x.reshape(*x.shape[:-1], columns, -1)
-            steps = (self.w2,) if self.outer is None else (self.w2, self.outer)
-            # w1 mixes whole slices and is bound by memory: it acts where they are narrowest.
-            widths = [h.shape[-1], *(step.shape[0] for step in steps)]
-            narrowest = widths.index(min(widths)) if rows <= columns else len(steps)
-            for number, step in enumerate(steps):
-                h = layer.apply(self.w1 @ h if number == narrowest else h, step)
-            y = (self.w1 @ h if narrowest == len(steps) else h).flatten(-2)
-        else:
-            batch, _, *space = x.shape
-            h = layer.apply(x.reshape(batch * columns, -1, *space), self.w2, 1)
-            h = h if self.outer is None else layer.pointwise(h, self.outer)
-            y = (self.w1 @ h.reshape(batch, columns, -1)).reshape(batch, rows * h.shape[1], *h.shape[2:])
-        if self.rows is not None:
-            y = y.narrow(layer.channel_dim, self.rows[0], self.rows[1] - self.rows[0])
-        return y
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +68,7 @@ class LoKr(Delta):
         w1, w1_a, w1_b = _factor(group, "lokr_w1")
         w2, w2_a, w2_b = _factor(group, "lokr_w2")
         t2 = group.take_optional("lokr_t2")
-        _check_factors(group.name, w1, w1_a, w1_b, w2, w2_a, w2_b, t2)
+        check_factors(group.name, w1, w1_a, w1_b, w2, w2_a, w2_b, t2)
         peft = context.writer == "peft"
         inner = w2_b if w2_b is not None else w1_b
         size = inner.shape[0] if inner is not None else None
@@ -274,7 +241,7 @@ class LoKr(Delta):
         # A pair of thin factors does not tell the kernel from the channels.
         columns = [self.shape_alone[1] // n for n in (1, 3, 9, 27, 25, 49) if self.shape_alone[1] % n == 0]
         for factor in (-1, max(left, right), min(left, right)):
-            if left == _split(self._fused_rows, factor) and right in {_split(n, factor) for n in columns}:
+            if left == side_of(self._fused_rows, factor) and right in {side_of(n, factor) for n in columns}:
                 return factor if factor > 0 else Otherwise(-1)
         return None
 
@@ -318,15 +285,6 @@ class LoKr(Delta):
         )
 
 
-def _split(size: int, factor: int) -> int:
-    """What PEFT takes for w1's side: the factor where it divides the size, else the largest divisor up to it and to
-    the square root (-1: to the square root)."""
-    if factor > 0 and size % factor == 0:
-        return factor
-    most = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
-    return next(n for n in range(most, 0, -1) if size % n == 0)
-
-
 def _given(factor: Tensor | None) -> Tensor:
     """A half of a factor: `parse` takes the whole factor or both halves."""
     if factor is None:
@@ -339,18 +297,3 @@ def _factor(group: TensorGroup, role: str) -> tuple[Tensor | None, Tensor | None
     if f"{role}_a" in group or f"{role}_b" in group:
         return None, group.take(f"{role}_a"), group.take(f"{role}_b")
     return group.take(role), None, None
-
-
-def _check_factors(name: str, *factors: Tensor | None) -> None:
-    _, w1_a, w1_b, w2, w2_a, w2_b, t2 = factors
-    shapes = [tuple(t.shape) for t in factors if t is not None]
-    fits = all(t is None or t.ndim >= 2 for t in factors)
-    if fits and w1_a is not None and w1_b is not None:
-        fits = w1_a.shape[1] == w1_b.shape[0]
-    if fits and w2_a is not None and w2_b is not None:
-        side = 1 if t2 is None else 0
-        fits = w2_a.shape[side] == w2_b.shape[0]
-        fits = fits and (t2 is None or tuple(t2.shape[:2]) == (w2_b.shape[0],) * 2)
-    if fits and (t2 is None or w2 is None):
-        return
-    raise AlgorithmError(f"{name}: the LoKr factors of the shapes {shapes} do not fit together.")
