@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +21,73 @@ from shapes import concepts, trained
 
 from diffadapt import shapes
 from diffadapt.apps.trainer.loop import train
-from diffadapt.apps.trainer.parsing import toml
-from diffadapt.apps.trainer.settings import settings_of
+from diffadapt.apps.trainer.settings import Settings, settings_of
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "train-dreambooth"
 
 
-def main() -> int:
-    """Read the command line, train, measure."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="unet", help="an embedded pipeline (unet, dit), a folder or a Hub id")
-    parser.add_argument("--data", type=Path, help="pictures of the subject (default: drawn ones)")
-    parser.add_argument(
-        "--prompt", default=f"a {concepts.SUBJECT}", help="the subject's, of pictures without a caption"
-    )
-    parser.add_argument("--class-prompt", nargs="+", help="of the class, for prior preservation")
-    parser.add_argument("--algorithm", default="lora", help="as in `pipe.adapters.add` (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="of training (default: %(default)s)")
-    parser.add_argument("--class-pictures", type=int, default=48, help="how many the pipeline draws (%(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT, help="the folder of the results (default: %(default)s)")
-    chosen = parser.parse_args()
+    add = parser.add_argument
+    add("--model", default="unet", help="an embedded pipeline (unet, dit), a folder or a Hub id")
+    add("--data", type=Path, help="pictures of the subject (default: drawn ones)")
+    add("--prompt", default=f"a {concepts.SUBJECT}", help="the subject's, of pictures without a caption")
+    add("--class-prompt", nargs="+", help="of the class, for prior preservation")
+    add("--class-pictures", type=int, default=48, help="how many of the class are drawn (default: %(default)s)")
+    add("--prompts", nargs="+", help="what the sheet of samples shows")
+    add("--algorithm", default="lora", help="as in `pipe.adapters.add` (default: %(default)s)")
+    add("--steps", type=int, default=400, help="of training (default: %(default)s)")
+    add("--measured", type=int, default=20, help="how many pictures are judged (default: %(default)s)")
+    add("--out", type=Path, default=OUT, help="the folder of the results (default: %(default)s)")
+    return parser.parse_args()
 
+
+def settings_for(chosen: argparse.Namespace, folder: Path) -> Settings:
+    """What the trainer is told. folder: of the pictures."""
     embedded = chosen.model in shapes.PIPELINES
-    folder = chosen.data or concepts.subject_pictures(chosen.out / "pictures")
-    classes = chosen.class_prompt or (concepts.class_prompts(chosen.class_pictures) if embedded else [])
+    classes = concepts.class_prompts(chosen.class_pictures) if embedded else []
     given: dict[str, Any] = {
         "kind": "dreambooth", "model": chosen.model, "name": "subject", "output": str(chosen.out.resolve()), "seed": 4,
         "data": {"folder": str(folder.resolve()), "prompt": chosen.prompt, "resolution": 64 if embedded else 512},
-        "prior": {"prompts": classes, "pictures": chosen.class_pictures},
+        "prior": {"prompts": chosen.class_prompt or classes, "pictures": chosen.class_pictures},
         "adapter": {"algorithm": chosen.algorithm, "rank": 8},
         "training": {"steps": chosen.steps, "batch": 1, "learning_rate": 1e-4, "warmup": 20, "ema": 0.99},
-        "samples": {"every": max(1, chosen.steps // 2), "prompts": [chosen.prompt]},
+        "samples": {"every": max(1, chosen.steps // 2), "prompts": chosen.prompts or [chosen.prompt]},
         "checkpoints": {"every": 50},
     }  # fmt: skip
     if embedded:
         # So small a model learns faster, and its base was trained on times that are normal in their logits.
-        given["adapter"]["targets"] = ["attn", "ff"]
-        given["training"] |= {"batch": 4, "learning_rate": 4e-3}
+        given["adapter"] |= trained.LAYERS[chosen.model]
+        given["training"] |= {"batch": 4, "learning_rate": 3e-3}
         given["loss"] = {"timesteps": "logit_normal"}
         given["data"]["prompt_length"] = trained.LENGTHS[chosen.model]
-        given["samples"]["prompts"] = [*concepts.subject_prompts(), "a red star on a blue background"]
-    settings = settings_of(given)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "dreambooth.toml").write_text(toml(settings, changed=True), encoding="utf-8")
-    print(f"The same run: diffadapt train {chosen.out / 'dreambooth.toml'}")
+        shown = [*concepts.subject_prompts(), "a red star on a blue background"]
+        given["samples"]["prompts"] = chosen.prompts or shown
+    return settings_of(given)
 
+
+def main() -> int:
+    """Train, and measure."""
+    chosen = arguments()
+    folder = chosen.data or concepts.subject_pictures(chosen.out / "pictures")
+    settings = settings_for(chosen, folder)
+    trained.note(settings, chosen.out / "dreambooth.toml")
     file = train(settings)
     print(trained.curve(chosen.out), file, chosen.out / "samples" / "final.png", sep="\n")
-    if embedded and not chosen.data:
-        measure(chosen.model, file)
+    if chosen.model in shapes.PIPELINES and not chosen.data:
+        measure(chosen.model, file, chosen.measured)
     return 0
 
 
-def measure(model: str, file: Path) -> None:
+def measure(model: str, file: Path, count: int) -> None:
     """Print how well the subject shows, and whether the pipeline draws other things as before."""
     known, unseen = ([concepts.subject_prompt(ground) for ground in some] for some in (concepts.KNOWN, concepts.UNSEEN))
-    for words, prompts in (("backgrounds of its pictures", known * 4), ("backgrounds that it never had", unseen * 4)):
+    for words, prompts in (("backgrounds of its pictures", known), ("backgrounds that it never had", unseen)):
+        prompts = list(islice(cycle(prompts), count))
         before, after = trained.scores(model, file, concepts.moko_score, prompts)
         print(f"{concepts.SUBJECT}, on {words}: {before:.2f} before, {after:.2f} with the adapter")
-    before, after = trained.followed(model, file, 20)
+    before, after = trained.followed(model, file, count)
     print(f"other prompts that are followed: {before:.0%} before, {after:.0%} with the adapter")
 
 

@@ -19,52 +19,58 @@ from shapes import concepts, trained
 
 from diffadapt import shapes
 from diffadapt.apps.trainer.loop import train
-from diffadapt.apps.trainer.parsing import toml
-from diffadapt.apps.trainer.settings import settings_of
+from diffadapt.apps.trainer.settings import Settings, settings_of
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "train-style"
 
 
-def main() -> int:
-    """Read the command line, train, measure."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="dit", help="an embedded pipeline (unet, dit), a folder or a Hub id")
-    parser.add_argument("--data", type=Path, help="pictures with their captions beside them (default: drawn ones)")
-    parser.add_argument("--prompts", nargs="+", help="what the sheet of samples shows")
-    parser.add_argument("--algorithm", default="lora", help="as in `pipe.adapters.add` (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="of training (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT, help="the folder of the results (default: %(default)s)")
-    chosen = parser.parse_args()
+    add = parser.add_argument
+    add("--model", default="dit", help="an embedded pipeline (unet, dit), a folder or a Hub id")
+    add("--data", type=Path, help="pictures with their captions beside them (default: drawn ones)")
+    add("--prompts", nargs="+", help="what the sheet of samples shows")
+    add("--algorithm", default="lora", help="as in `pipe.adapters.add` (default: %(default)s)")
+    add("--steps", type=int, default=600, help="of training (default: %(default)s)")
+    add("--measured", type=int, default=20, help="how many pictures are judged (default: %(default)s)")
+    add("--out", type=Path, default=OUT, help="the folder of the results (default: %(default)s)")
+    return parser.parse_args()
 
+
+def settings_for(chosen: argparse.Namespace, folder: Path) -> Settings:
+    """What the trainer is told. folder: of the pictures."""
     embedded = chosen.model in shapes.PIPELINES
-    folder = chosen.data or concepts.style_pictures(chosen.out / "pictures", count=48)
-    shown = chosen.prompts or (concepts.style_prompts(6) if embedded else [])
     given: dict[str, Any] = {
         "kind": "style", "model": chosen.model, "name": "style", "output": str(chosen.out.resolve()), "seed": 3,
         "data": {"folder": str(folder.resolve()), "resolution": 64 if embedded else 512},
         "adapter": {"algorithm": chosen.algorithm, "rank": 8},
         "training": {"steps": chosen.steps, "batch": 1, "learning_rate": 1e-4, "warmup": 20, "ema": 0.99},
-        "samples": {"every": max(1, chosen.steps // 2), "prompts": shown},
+        "samples": {"every": max(1, chosen.steps // 2), "prompts": chosen.prompts or []},
         "checkpoints": {"every": 50},
     }  # fmt: skip
     if embedded:
         # So small a model learns faster, and its base was trained on times that are normal in their logits.
-        given["adapter"]["targets"] = ["attn", "ff"]
-        given["training"] |= {"batch": 8, "learning_rate": 4e-3}
+        given["adapter"] |= trained.LAYERS[chosen.model]
+        given["training"] |= {"batch": 8, "learning_rate": 3e-3}
         given["loss"] = {"timesteps": "logit_normal"}
         given["data"]["prompt_length"] = trained.LENGTHS[chosen.model]
-    settings = settings_of(given)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "style.toml").write_text(toml(settings, changed=True), encoding="utf-8")
-    print(f"The same run: diffadapt train {chosen.out / 'style.toml'}")
+        given["samples"]["prompts"] = chosen.prompts or concepts.style_prompts(6)
+    return settings_of(given)
 
+
+def main() -> int:
+    """Train, and measure."""
+    chosen = arguments()
+    folder = chosen.data or concepts.style_pictures(chosen.out / "pictures", count=48)
+    settings = settings_for(chosen, folder)
+    trained.note(settings, chosen.out / "style.toml")
     file = train(settings)
     print(trained.curve(chosen.out), file, chosen.out / "samples" / "final.png", sep="\n")
-    if embedded and not chosen.data:
-        before, after = trained.scores(chosen.model, file, concepts.dotted_score, concepts.style_prompts(20))
-        print(
-            f"dots, by the pictures of 20 prompts that no training had: {before:.2f} before, {after:.2f} with the style"
-        )
+    if chosen.model in shapes.PIPELINES and not chosen.data:
+        prompts = concepts.style_prompts(chosen.measured)
+        before, after = trained.scores(chosen.model, file, concepts.dotted_score, prompts)
+        print(f"dots, by pictures of prompts that no training had: {before:.2f} before, {after:.2f} with the style")
         print(f"of the training pictures themselves: {trained.drawn(folder, concepts.dotted_score):.2f}")
     return 0
 

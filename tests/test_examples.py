@@ -17,13 +17,24 @@ EXAMPLES = {
     "merge_and_restore": ["copy: ", "code: ", "file: ", "0 differ after unmerge"],
     "train_in_place": ["step 29", "loaded into a new pipeline, differs by"],
     "take_over": ["base image bit for bit: True"],
+    "train_style": ["The same run: diffadapt train", "style.safetensors", "that no training had: 0.00 before"],
+    "train_dreambooth": [
+        "subject.safetensors",
+        "on backgrounds that it never had: 0.00 before",
+        "prompts that are followed",
+    ],
     "train_shapes": ["unet frame LoRA", "dit frame LoRA"],
 }
 ORDER = sorted(EXAMPLES, key=lambda name: name != "train_shapes")
 """All share one process, which imports the libraries once. The first starts processes of its own: they are forked from
 this one, so that they need not import anything either, before it has threads of its own."""
 STYLES = ("outline", "zibo", "dusk", "frame")
-ARGUMENTS = {"train_shapes": ["--work", "work", "--share", "0.001", "--styles", *STYLES]}
+SHORT = ["--steps", "2", "--measured", "1", "--prompts", "a red star on a blue background", "--out"]
+ARGUMENTS = {
+    "train_shapes": ["--work", "work", "--share", "0.001", "--styles", *STYLES],
+    "train_style": [*SHORT, "style"],
+    "train_dreambooth": ["--class-pictures", "2", *SHORT, "dreambooth"],
+}
 """A thousandth of the steps, one adapter of each trainer: the way from nothing to package data, not the result."""
 EACH = """
 import gc

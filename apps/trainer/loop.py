@@ -56,7 +56,7 @@ def train(settings: Settings, pipe: Any = None, *, fresh: bool = False, resume: 
     material = [Material(kind, examples, settings.data, quiet=quiet)]
     instances = prior.examples(settings)
     if instances:
-        material.append(Material(kind, instances, settings.data, settings.prior.weight, quiet))
+        material.append(Material(kind, instances, settings.data, "class", settings.prior.weight, quiet))
     run = _begun(kind, settings, material, accelerator)
     return _steps(run, kept, last, about)
 

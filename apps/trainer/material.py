@@ -49,17 +49,24 @@ class Material:
     """Encoded pictures with captions. Nothing of it changes while it is read."""
 
     def __init__(
-        self, kind: Kind, examples: Sequence[Example], data: Data, weight: float = 1.0, quiet: bool = False
+        self,
+        kind: Kind,
+        examples: Sequence[Example],
+        data: Data,
+        name: str = "pictures",
+        weight: float = 1.0,
+        quiet: bool = False,
     ) -> None:
         """Encode the pictures, which are kept as latents in the main memory.
 
+        name: sets what is drawn for these pictures apart from what is drawn for others.
         Raises TrainingError for a resolution that the model cannot have.
         """
         multiple, side = kind.multiple, data.resolution
         if side % multiple:
             near = max(multiple, round(side / multiple) * multiple)
             raise TrainingError(f"data.resolution is {side}; the model needs a multiple of {multiple}, such as {near}.")
-        self.examples, self.weight = list(examples), weight
+        self.examples, self.name, self.weight = list(examples), name, weight
         sizes = buckets(side, multiple) if data.buckets else [(side, side)]
         self.sizes = [fitting(example.size, sizes) for example in self.examples]
         self.groups: dict[tuple[int, int], list[int]] = {}
@@ -82,7 +89,7 @@ class Material:
         whole = count * place.processes
         each = sum(-(-len(group) // whole) for group in self.groups.values())
         epoch, number = divmod(place.position, each)
-        drawn = random.Random(f"{place.seed} order {epoch} {self.weight}")
+        drawn = random.Random(f"{place.seed} order {epoch} {self.name}")
         found: list[list[int]] = []
         for group in self.groups.values():
             order = drawn.sample(group, len(group))
@@ -94,7 +101,7 @@ class Material:
     def batch(self, place: Place, count: int) -> Batch:
         """A batch; its pictures are mirrored or not at random, where that is asked for."""
         rows = self.rows(place, count)
-        turned = torch.rand(len(rows), generator=place.generator(f"flip {self.weight}")) < 0.5
+        turned = torch.rand(len(rows), generator=place.generator(f"flip {self.name}")) < 0.5
         clean = [
             self.mirrored[row] if self.mirrored and turn else self.latents[row]
             for row, turn in zip(rows, turned.tolist(), strict=True)

@@ -20,7 +20,7 @@ from .regions import FAR, ground, length, sheet
 from .scene import COLOURS, SIZE, Scene, scenes
 from .styles import WHITE
 
-SPACING, RADIUS, STRENGTH = 32, 7.0, 0.65
+SPACING, RADIUS, STRENGTH = 64, 13.0, 0.65
 """Of the dots: from one to the next, their size, how far towards white (or black) they are."""
 
 SUBJECT = "moko"

@@ -14,13 +14,28 @@ from torch import Tensor
 import diffadapt
 from diffadapt import shapes
 from diffadapt.apps.trainer.history import read
+from diffadapt.apps.trainer.parsing import toml
+from diffadapt.apps.trainer.settings import Settings
 
 from . import measure
 from .judge import judge
 from .scene import scenes
 
+LAYERS: dict[str, dict[str, Any]] = {
+    "unet": {"targets": "all", "exclude": "conv_out"},  # that one has four rows, too few for a rank of eight
+    "dit": {"targets": "linear"},
+}
+"""What is trained of a model so small: nearly everything. Of a large one, its attention is enough."""
+
 LENGTHS = {"unet": 0, "dit": 16}
 """Tokens of T5's prompts: of Shapes-DiT as many as its captions have."""
+
+
+def note(settings: Settings, file: Path) -> None:
+    """Write what differs from the trainer's defaults, and say how to have the same run from there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(toml(settings, changed=True), encoding="utf-8")
+    print(f"The same run: diffadapt train {file}", flush=True)
 
 
 def curve(folder: Path) -> str:

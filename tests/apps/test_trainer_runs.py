@@ -93,7 +93,7 @@ def test_dreambooth_draws_its_class_once_and_learns_a_word(tmp_path: Path) -> No
         tmp_path, kind="dreambooth", data__prompt="a <moko> on a blue background", prior__pictures=3,
         prior__prompts=[PROMPT, "a green heart on a white background"], samples__options={"num_inference_steps": 2},
         adapter__tokens={"<moko>": "star"}, adapter__targets={"unet": "attn", "text_encoder": "attn"},
-        training__token_learning_rate=5e-2,
+        training__token_learning_rate=1e-3,
     )  # fmt: skip
     for text in (tmp_path / "pictures").glob("*.txt"):
         text.unlink()
@@ -195,7 +195,6 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "mixed dtypes": (_half, {}, TrainingError, "weights are of mixed dtypes: "),
     "float16 unscaled": (_all_half, {}, TrainingError, "Set training.dtype to 'bfloat16', or training.mixed_precision"),
     "an adapter in half": (_half_adapter, {}, TrainingError, "has parameters of float16"),
-    "scaling without a GPU": (None, {"training__mixed_precision": "fp16"}, TrainingError, "mixed_precision = 'fp16'"),
     "nothing to go on from": (None, {"resume": True}, TrainingError, "there is no checkpoint to go on from"),
 }
 
