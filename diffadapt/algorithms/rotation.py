@@ -85,7 +85,7 @@ class Stage:
 def widened(blocks: Tensor) -> Tensor:
     """The same block-diagonal matrix in fewer blocks (k / g, g n, g n), of up to `WIDTH` channels where k allows it."""
     k, n, _ = blocks.shape
-    g = max((g for g in range(1, min(k, WIDTH // n) + 1) if k % g == 0), default=1)
+    g = max([1, *[g for g in range(1, min(k, WIDTH // n) + 1) if k % g == 0]])  # no `default`: a compiler traces this
     if g == 1:
         return blocks
     spread = torch.diag_embed(blocks.reshape(k // g, g, n, n).permute(0, 2, 3, 1))

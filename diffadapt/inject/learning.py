@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,10 @@ class Active:
     dropouts: Dropouts
 
 
+_Held: TypeAlias = "tuple[list[Active], Tensor, bool]"
+"""What acts in a forward, the plain input, and whether the module was given changed inputs."""
+
+
 class Learning:
     """The trained side of a slot."""
 
@@ -42,7 +46,8 @@ class Learning:
         self.rows: Tensor | None = None
         """Progress through denoising of every sample (batch,), where a batch has several."""
         self._frozen: dict[int, tuple[Form, ...]] = {}
-        self._now: dict[int, tuple[list[Active], Tensor, bool]] = {}
+        self._now: dict[int, _Held] = {}
+        self._traced: _Held | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Learning:
         from copy import deepcopy
@@ -50,6 +55,7 @@ class Learning:
         copy = Learning.__new__(Learning)
         memo[id(self)] = copy
         copy.slot, copy.rows, copy._frozen, copy._now = deepcopy(self.slot, memo), self.rows, {}, {}
+        copy._traced = None
         return copy
 
     @property
@@ -84,7 +90,8 @@ class Learning:
                     known = tuple(form.to(device, dtype) for form in self.slot.forms_of(entry))
                 self._frozen[id(entry)] = known
             return known
-        return tuple(form.to(device, dtype) for form in self.slot.forms_of(entry, training=True))
+        # A list, not a generator: a compiler does not go on where one of these breaks off.
+        return tuple([form.to(device, dtype) for form in self.slot.forms_of(entry, training=True)])
 
     # -- the forward -------------------------------------------------------------------------------------------
 
@@ -92,7 +99,7 @@ class Learning:
         """What the module is to see in place of x, or None for x itself."""
         actives = self._actives(x.device, x.dtype)
         folds = _folds(actives)
-        self._now[threading.get_ident()] = (actives, x, folds)
+        self._hold((actives, x, folds))
         if not folds:
             return None
         seen = x
@@ -104,9 +111,22 @@ class Learning:
                     seen = seen + form.inputs.change(x, self.slot.layer)
         return seen
 
+    def _hold(self, held: _Held) -> None:
+        """Keep it for `after`: by thread, of which a compiler knows nothing and traces one."""
+        if torch.compiler.is_compiling():
+            self._traced = held
+        else:
+            self._now[threading.get_ident()] = held
+
+    def _release(self) -> _Held | None:
+        if torch.compiler.is_compiling():
+            held, self._traced = self._traced, None
+            return held
+        return self._now.pop(threading.get_ident(), None)
+
     def after(self, x: Tensor, output: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         """The output with the changes of all adapters."""
-        held = self._now.pop(threading.get_ident(), None)
+        held = self._release()
         if held is None:  # an input that is no activation: an embedding's ids
             held = (self._actives(output.device, output.dtype), x, False)
         actives, x, folded = held
