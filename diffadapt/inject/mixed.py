@@ -212,11 +212,15 @@ class MixedStack(StackMix):
     def _refresh(self) -> None:
         self._live.refresh(self._loaded.values(), self._hidden)
         self._refresh_tables()
-        self._refresh_prefixes()
+        self._refresh_prefixes(self._shared)
 
     def _refresh_tables(self) -> None:
-        shared = self._enabled and (self._live.mix is None or self._live.mix.shares_tables)
-        self._tables.refresh(self._loaded.values(), shared, self._live.scale)
+        self._tables.refresh(self._loaded.values(), self._shared, self._live.scale)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether what acts on all samples alike is in force: tables, prefixes."""
+        return self._enabled and (self._live.mix is None or self._live.mix.shares_tables)
 
     @contextmanager
     def gated(self, gates: Gates) -> Iterator[Self]:

@@ -111,11 +111,11 @@ class StackMix(StackView):
     def _refresh(self) -> None:
         self._live.refresh(self._loaded.values(), self._hidden)
         self._tables.refresh(self._loaded.values(), self._enabled, self._live.scale)
-        self._refresh_prefixes()
+        self._refresh_prefixes(self._enabled)
 
-    def _refresh_prefixes(self) -> None:
+    def _refresh_prefixes(self, in_force: bool) -> None:
         for name, loaded in self._loaded.items():
-            loaded.prefixes.refresh(loaded.strength, self.components, self._enabled and name not in self._muted)
+            loaded.prefixes.refresh(loaded.strength, self.components, in_force and name not in self._muted)
 
     def _hidden(self, name: str, key: TargetKey) -> bool:
         """Whether an adapter does nothing live at a module: it is out of force, or in the weight."""

@@ -21,7 +21,7 @@ from diffadapt.errors import StackError, TargetError
 from diffadapt.inject.locate import Component
 from diffadapt.inject.scaling import Strength, Targets, multipliers
 from diffadapt.inject.schedule import START, value_at
-from diffadapt.inject.token_rows import Values
+from diffadapt.inject.token_rows import Values, place_of
 
 _CACHES = ("cache", "past_key_values")
 """What transformers calls the argument: its newer name first."""
@@ -219,7 +219,7 @@ class InstalledPrefixes:
         """Hook the decoders; `refresh` switches on."""
         for name, shape, source in self.steps:
             decoder = PrefixedDecoder.of(shape)
-            source.to(next(shape.decoder.parameters()).device)
+            source.to(place_of(next(shape.decoder.parameters())))
             decoder.add(source)
             self.installed.append((name, decoder, source))
 

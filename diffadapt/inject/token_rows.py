@@ -33,6 +33,11 @@ class Values(nn.Module):
         return self.values.clone() if self.values.requires_grad else self.values
 
 
+def place_of(weight: Tensor) -> torch.device:
+    """Where tensors beside a weight are kept: with it, or on the CPU while accelerate keeps it elsewhere."""
+    return torch.device("cpu") if weight.device.type == "meta" else weight.device
+
+
 class TokenRows:
     """All placeholders of one text encoder.
 
@@ -40,7 +45,7 @@ class TokenRows:
     """
 
     def __init__(self, model: nn.Module, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
+        self.vocabulary, self._model = vocabulary, model
         self.sources: dict[str, nn.Module] = {}
         self._modules = embeddings_of(model)
         self._ends = _ends(model, vocabulary.tokenizer, self._modules[0].num_embeddings)
@@ -51,7 +56,7 @@ class TokenRows:
     @classmethod
     def of(cls, model: nn.Module, vocabulary: Vocabulary) -> Self:
         """The rows of a text encoder; there are one each."""
-        for hook in embeddings_of(model)[0]._forward_hooks.values():
+        for hook in model._forward_pre_hooks.values():
             found = getattr(hook, "__self__", None)
             if isinstance(found, cls):
                 return found
@@ -60,7 +65,7 @@ class TokenRows:
     def add(self, token: str, source: nn.Module, count: int) -> None:
         """Put a placeholder of `count` vectors in. Errors as for `Vocabulary.add`."""
         self.vocabulary.add(token, count, self.refresh)
-        self.sources[token] = source.to(self._modules[0].weight.device)
+        self.sources[token] = source.to(place_of(self._modules[0].weight))
         self.refresh()
         self._attach()
 
@@ -74,7 +79,7 @@ class TokenRows:
     def refresh(self) -> None:
         """Ask the tokenizer for the ids again."""
         found = [index for token in self.sources for index in self.vocabulary.ids(token)]
-        self._ids = torch.tensor(found, dtype=torch.long, device=self._modules[0].weight.device)
+        self._ids = torch.tensor(found, dtype=torch.long, device=place_of(self._modules[0].weight))
 
     def _attach(self) -> None:
         """Hook the modules anew, behind whatever else is hooked there; none where nothing is left."""
@@ -83,9 +88,18 @@ class TokenRows:
         self._handles = []
         for module, before, end in self._ends:
             vars(module)["eos_token_id"] = end if self.sources else before
+        if self.sources:
+            self._handles.append(self._model.register_forward_pre_hook(self._follow))
         for module in self._modules if self.sources else ():
             self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._after))
+
+    def _follow(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """Take up another embedding: Diffusers' `unload_textual_inversion` puts one in, and moves ids."""
+        if not torch.compiler.is_compiling() and model.get_input_embeddings() is not self._modules[0]:  # type: ignore[operator]
+            self._modules = embeddings_of(model)
+            self.refresh()
+            self._attach()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note where placeholders stand, and look up row 0 for them: the matrix has none of theirs."""
@@ -120,7 +134,8 @@ def _ends(model: nn.Module, tokenizer: Any, size: int) -> list[tuple[nn.Module, 
     long as nothing is added; a placeholder's is higher.
     """
     end = getattr(tokenizer, "eos_token_id", None)
-    if end != size - 1 or end == 2:
+    highest = {size - 1, getattr(tokenizer, "vocab_size", size) - 1}  # rows of Diffusers' own come behind
+    if end not in highest or end == 2:
         return []
     named = [module for module in model.modules() if type(module).__name__.startswith("CLIPText")]
     return [(module, 2, end) for module in named if vars(module).get("eos_token_id") == 2]

@@ -12,6 +12,7 @@ from diffadapt.errors import StackError
 from diffadapt.inject.embeddings import tokenizer_of
 from diffadapt.inject.locate import components
 from diffadapt.inject.prefix import Attentions
+from diffadapt.inject.token_rows import place_of
 
 
 def new_prefix(
@@ -53,7 +54,7 @@ def _of_text(text: str, count: int, tokenizer: Any, shape: Attentions) -> Tensor
     ids = [] if tokenizer is None else tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise StackError(f"{text!r} has no tokens here to start a prefix from; start from 'random' or 'zero'.")
-    device = next(shape.decoder.parameters()).device
+    device = place_of(next(shape.decoder.parameters()))
     repeated = torch.tensor([(ids * (count // len(ids) + 1))[:count]], device=device)
     seen = shape.decoder(input_ids=repeated, use_cache=True)
     cache = seen.get("cache") if seen.get("cache") is not None else seen["past_key_values"]

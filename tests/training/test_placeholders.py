@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pickle
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,6 +62,47 @@ def test_removed_in_any_order():
     pipe.adapters.remove("<two>")
     pipe.adapters.remove("<two>s")
     assert len(pipe.tokenizer) == len(pipeline("unet").tokenizer)
+
+
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_beside_diffusers_own(first):
+    """Diffusers' unloading puts another matrix into the encoder and moves ids: ours go on to act."""
+    pipe, vectors = pipeline("unet"), torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
+    if first == "theirs":
+        pipe.load_textual_inversion(vectors, token="<theirs>")
+    pipe.load_adapter(adapter(pipe), adapter_name="t")
+    ours = text.encoded(pipe, "a <thing> here")
+    if first == "ours":
+        pipe.load_textual_inversion(vectors, token="<theirs>")
+    only = shapes.load("unet")
+    only.load_textual_inversion(vectors, token="<theirs>")
+    torch.testing.assert_close(text.encoded(pipe, "a <theirs> here"), text.encoded(only, "a <theirs> here"))
+    assert torch.equal(text.encoded(pipe, "a <thing> here"), ours)
+    pipe.unload_textual_inversion("<theirs>")
+    assert torch.equal(text.encoded(pipe, "a <thing> here"), ours)
+    pipe.adapters.remove("t")
+    assert len(pipe.tokenizer) == len(shapes.load("unet").tokenizer)
+    assert not pipe.text_encoder._forward_pre_hooks
+
+
+def test_while_accelerate_keeps_the_weights_elsewhere():
+    """Under offloading the matrix is nowhere: the vectors are on their own, in training too."""
+    pipe = diffadapt.enable(text.zimage())
+    fresh = adapter(pipe)
+    pipe.load_adapter(fresh, adapter_name="t", trainable=True)
+    truth = text.encoded(pipe, "a <thing>")
+    truth.sum().backward()
+    expected = pipe.adapters.parameters("t")[0].grad.clone()
+    pipe.adapters.remove("t")
+    accelerate.cpu_offload(pipe.text_encoder, execution_device="cpu")
+    assert pipe.text_encoder.get_input_embeddings().weight.device.type == "meta"
+    assert torch.equal(adapter(pipe).embeddings["<thing>"].vectors["text_encoder"],
+                       fresh.embeddings["<thing>"].vectors["text_encoder"])  # fmt: skip
+    pipe.load_adapter(fresh, adapter_name="t", trainable=True)
+    seen = text.encoded(pipe, "a <thing>")
+    assert torch.equal(seen, truth)
+    seen.sum().backward()
+    assert torch.equal(pipe.adapters.parameters("t")[0].grad, expected)
 
 
 def test_clip_pools_at_the_end_of_the_prompt_and_not_at_a_placeholder():

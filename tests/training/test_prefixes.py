@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -187,6 +188,24 @@ def test_positions_and_a_cache_of_the_caller_s():
         plain = model.generate(IDS[:1, :3], max_new_tokens=3, do_sample=False)
     assert torch.equal(model.generate(IDS[:1, :3], max_new_tokens=3, do_sample=False), plain)
     assert torch.equal(run(model, past_key_values=DynamicCache()), base)
+
+
+def test_offloaded_and_in_a_mixed_batch():
+    pipe = diffadapt.enable(text.zimage())
+    base = text.encoded(pipe, "a red circle")
+    pipe.load_adapter(adapter(pipe), adapter_name="p")
+    on = text.encoded(pipe, "a red circle")
+    with pytest.raises(diffadapt.StackError, match="has a prefix, which all samples share"):
+        pipe.adapters.mix_batch(["p", "__base__"])
+    with pipe.adapters.mixed(["__base__"]):  # a batch that does not name it is without it
+        assert torch.equal(text.encoded(pipe, "a red circle"), base)
+    with pipe.adapters.muted("p"):
+        assert torch.equal(text.encoded(pipe, "a red circle"), base)
+    assert torch.equal(text.encoded(pipe, "a red circle"), on)
+    pipe.adapters.remove("p")
+    accelerate.cpu_offload(pipe.text_encoder, execution_device="cpu")
+    pipe.load_adapter(adapter(pipe), adapter_name="p")
+    assert torch.equal(text.encoded(pipe, "a red circle"), on)
 
 
 def test_gradient_checkpointing_would_drop_it(tmp_path):
