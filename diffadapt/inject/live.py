@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from diffadapt.adapter import TargetKey
@@ -88,7 +89,7 @@ class LiveSlots:
                 handle.remove()
             self._followers = []
         elif not self._followers:
-            hook = FollowTimestep(self._owner, self.set_progress)
+            hook = FollowTimestep(self._owner, self.set_progress, self._set_rows)
             models = [parts[name].model for name in DENOISERS if name in parts]
             self._followers = [model.register_forward_pre_hook(hook, with_kwargs=True) for model in models]
 
@@ -164,6 +165,12 @@ class LiveSlots:
             for slot in self.slots.values():
                 slot.progress = value
             self.write_scales()
+
+    def _set_rows(self, rows: Tensor | None) -> None:
+        """Tell what is trained how far every sample of the next batch has come."""
+        for slot in self.slots.values():
+            if slot.learning is not None:
+                slot.learning.rows = rows
 
     def resync_fused(self) -> None:
         """After weights have changed: fused projections hold copies of them."""

@@ -20,14 +20,24 @@ class FollowTimestep:
     hand, `pipe.adapters.progress = step / steps`.
     """
 
-    def __init__(self, owner: Any, report: Callable[[float], None]) -> None:
-        self.owner, self.report = owner, report
+    def __init__(
+        self, owner: Any, report: Callable[[float], None], report_rows: Callable[[Tensor | None], None]
+    ) -> None:
+        """report: is told of the progress. report_rows: of that of every sample, where they have timesteps of their
+        own, as in training; None where they share one."""
+        self.owner, self.report, self.report_rows = owner, report, report_rows
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
         timestep = timestep_of(args, kwargs)
+        scheduler = scheduler_of(self.owner, "")
+        rows = None
         if isinstance(timestep, Tensor) and timestep.numel():
-            timestep = float(timestep.flatten()[0])
+            each = (timestep.flatten(1)[:, 0] if timestep.ndim > 1 else timestep.flatten()).tolist()
+            timestep = each[0]
+            if any(value != timestep for value in each):
+                rows = torch.tensor([1.0 - noise_of(scheduler, value) for value in each])
+        self.report_rows(rows)
         if isinstance(timestep, (int, float)):
-            self.report(1.0 - noise_of(scheduler_of(self.owner, ""), timestep))
+            self.report(1.0 - noise_of(scheduler, timestep))
