@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ def run(chosen: argparse.Namespace) -> int:
         settings = read_settings(chosen.config, changes(chosen.changes))
         from .loop import train  # here: it imports torch's and Diffusers' larger parts
 
-        print(train(settings, fresh=chosen.fresh, resume=chosen.resume))
+        file = train(settings, fresh=chosen.fresh, resume=chosen.resume)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(file)
     except (DiffAdaptError, OSError) as error:
         print(f"diffadapt train: {error}", file=sys.stderr)
         return 1

@@ -48,17 +48,19 @@ def train(settings: Settings, pipe: Any = None, *, fresh: bool = False, resume: 
     pipe = (pipe if pipe is not None else beginning.pipeline(settings)).to(accelerator.device)
     kind = kind_of(pipe, settings.loss, settings.data.prompt_length)
     quiet = not accelerator.is_main_process
+    # Before anything that takes long: what cannot be trained is said at once.
+    _add(kind, settings, accelerator)
     if not quiet:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "settings.toml").write_text(_header() + toml(settings), encoding="utf-8")
-        prior.make(pipe, settings)
+        with pipe.adapters.disable():
+            prior.make(pipe, settings)
     accelerator.wait_for_everyone()
     material = [Material(kind, examples, settings.data, quiet=quiet)]
     instances = prior.examples(settings)
     if instances:
         material.append(Material(kind, instances, settings.data, "class", settings.prior.weight, quiet))
-    run = _begun(kind, settings, material, accelerator)
-    return _steps(run, kept, last, about)
+    return _steps(Run(kind, settings, material, accelerator), kept, last, about)
 
 
 def _header() -> str:
@@ -83,8 +85,8 @@ def _accelerator(settings: Settings) -> Any:
         raise TrainingError(f"training.mixed_precision = {plan.mixed_precision!r}: {error}") from error
 
 
-def _begun(kind: Kind, settings: Settings, material: list[Material], accelerator: Any) -> Run:
-    """The run before its first step."""
+def _add(kind: Kind, settings: Settings, accelerator: Any) -> None:
+    """Put the adapter onto the pipeline. Raises what `beginning.add` and `beginning.check` raise."""
     torch.manual_seed(settings.seed + accelerator.process_index)
     report = beginning.add(kind.pipe, settings)
     beginning.check(kind.pipe, settings, kind.model)
@@ -92,7 +94,6 @@ def _begun(kind: Kind, settings: Settings, material: list[Material], accelerator
         print(report, file=sys.stderr)
     if settings.training.gradient_checkpointing:
         kind.model.enable_gradient_checkpointing()
-    return Run(kind, settings, material, accelerator)
 
 
 def _last(kept: Checkpoints, about: Mapping[str, Any], resume: bool) -> int:

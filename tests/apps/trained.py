@@ -21,7 +21,7 @@ from diffadapt.apps.trainer.settings import Settings, settings_of
 from tests import tiny
 
 
-def pictures(folder: Path, count: int = 4) -> Path:
+def pictures(folder: Path, count: int = 3) -> Path:
     """Stripes of two colours, upright or lying, with captions in the words of the embedded pipelines."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
