@@ -18,11 +18,15 @@ from torch import Tensor
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
 from diffadapt.algorithms.cayley import cayley, clip_ratio, skew
+from diffadapt.algorithms.forms import Turns
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.oft import freed, take_constraint
-from diffadapt.algorithms.rotation import OutputRotation, Stage, Stages, square_blocks
+from diffadapt.algorithms.rotation import OutputRotation, Stage, Stages, change, square_blocks
 from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
+
+_JOINED = 128
+"""Channels of a block of several stages, at most: larger ones cost more than the memory traffic that they save."""
 
 
 def interleaved(channels: int, half: int, device: torch.device) -> Tensor:
@@ -92,6 +96,29 @@ class BOFT(OutputRotation):
             Stage((part,), interleaved(self.out_features, 2**i * half, part.device)).times(self.stage)
             for i, part in enumerate(excess)
         )
+
+    def turns(self, channels: int) -> Turns:
+        """The stages joined: those that mix runs of neighbouring channels are one turn of larger blocks, and so on.
+
+        Stage i mixes runs of b / 2 channels whose numbers differ in bit i: stages i..j make blocks of 2^(j - i + 1)
+        runs, 2^i runs apart.
+        """
+        stages, run = self.stages(channels), self.blocks.shape[2] // 2
+        bits = max(1, (_JOINED // run).bit_length() - 1)
+        excess: list[Tensor] = []
+        orders: list[tuple[Tensor, Tensor] | None] = []
+        for first in range(0, len(stages), bits):
+            part = stages[first : first + bits]
+            apart, size = 2**first, 2 ** len(part) * run
+            device = self.blocks.device
+            order = torch.arange(channels, device=device).view(-1, 2 ** len(part), apart, run).transpose(1, 2).flatten()
+            # Each block's own columns of the identity: what the stages make of them is the block.
+            columns = torch.empty(channels, dtype=torch.int64, device=device)
+            columns[order] = torch.arange(channels, device=device) % size
+            unit = torch.nn.functional.one_hot(columns, size).float()
+            excess.append(change(part, unit).index_select(0, order).view(-1, size, size))
+            orders.append(None if apart == 1 else (order, order.argsort()))
+        return Turns(tuple(excess), tuple(orders))
 
     def check(self, layer: Layer) -> None:
         self.require(layer, ("linear", "conv"))

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.products import Turning
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +174,28 @@ class Segments(ChannelForm):
 
 
 @dataclass(frozen=True, eq=False)
+class Turns(ChannelForm):
+    """Orthogonal block turns one after the other, for training (see `products.Turning`). excess: (k, n, n) each.
+
+    orders: of each the order (channels,) in which its blocks see the channels and its inverse, or None.
+    """
+
+    excess: tuple[Tensor, ...]
+    orders: tuple[tuple[Tensor, Tensor] | None, ...]
+
+    def change(self, v: Tensor, layer: Layer) -> Tensor:
+        return self.turned(v, None) - v
+
+    def turned(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        """R (y - bias) + bias, for channels last."""
+        excess = [block.to(y.dtype) for block in self.excess]
+        # Autocast would change dtypes within: all of it is in the dtype of y.
+        with torch.autocast(y.device.type, enabled=False):
+            turned: Tensor = Turning.apply(y, bias, self.orders, *excess)  # type: ignore[no-untyped-call]
+        return turned
+
+
+@dataclass(frozen=True, eq=False)
 class Mix(ChannelForm):
     """A low-rank channel mixing v -> v + scale * up (down v); down (r, channels), up (channels, r)."""
 
@@ -212,6 +235,10 @@ class Branch(Form, ABC):
     @abstractmethod
     def change(self, x: Tensor, layer: Layer) -> Tensor:
         """What is added to the module's output at multiplier 1."""
+
+    def onto(self, y: Tensor, x: Tensor, layer: Layer, multiplier: float) -> Tensor:
+        """y with the change, for training."""
+        return torch.add(y, self.change(x, layer).to(y.dtype), alpha=multiplier)
 
 
 @dataclass(frozen=True, eq=False)

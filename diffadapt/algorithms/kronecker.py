@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diffadapt.algorithms.forms import Branch
 from diffadapt.algorithms.layer import Layer
+from diffadapt.algorithms.products import KroneckerProduct
 from diffadapt.errors import AlgorithmError
 
 
@@ -44,6 +46,14 @@ class Kronecker(Branch):
         if self.rows is not None:
             y = y.narrow(layer.channel_dim, self.rows[0], self.rows[1] - self.rows[0])
         return y
+
+    def onto(self, y: Tensor, x: Tensor, layer: Layer, multiplier: float) -> Tensor:
+        mixed = torch.is_autocast_enabled(x.device.type) or y.dtype != x.dtype
+        if layer.kind != "linear" or self.rows is not None or mixed or not y.numel():
+            return super().onto(y, x, layer, multiplier)
+        w1 = self.w1 if multiplier == 1.0 else self.w1 * multiplier
+        added: Tensor = KroneckerProduct.apply(y, x, w1, self.w2, self.outer)  # type: ignore[no-untyped-call]
+        return added
 
 
 def side_of(size: int, factor: int) -> int:

@@ -25,6 +25,7 @@ class OFTDiag(OutputRotation):
     """Block matrices on the outputs, as stored."""
 
     algorithm: ClassVar[str] = "oft_diag"
+    orthogonal: ClassVar[bool] = False
 
     diag: Tensor
 

@@ -13,7 +13,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from diffadapt.algorithms.forms import (
     Rotate,
     Scale,
     Segments,
+    Turns,
     TwoSided,
 )
 from diffadapt.algorithms.layer import Layer
@@ -82,10 +83,10 @@ class Stage:
         return inner if self.order is None else Permuted(inner, self.order, self.order.argsort())
 
 
-def widened(blocks: Tensor) -> Tensor:
-    """The same block-diagonal matrix in fewer blocks (k / g, g n, g n), of up to `WIDTH` channels where k allows it."""
+def widened(blocks: Tensor, width: int = WIDTH) -> Tensor:
+    """The same block-diagonal matrix in fewer blocks (k / g, g n, g n), of up to `width` channels where k allows it."""
     k, n, _ = blocks.shape
-    g = max([1, *[g for g in range(1, min(k, WIDTH // n) + 1) if k % g == 0]])  # no `default`: a compiler traces this
+    g = max([1, *[g for g in range(1, min(k, width // n) + 1) if k % g == 0]])  # no `default`: a compiler traces this
     if g == 1:
         return blocks
     spread = torch.diag_embed(blocks.reshape(k // g, g, n, n).permute(0, 2, 3, 1))
@@ -191,9 +192,16 @@ class Rotation(Delta):
             )
 
 
+TRAINING_WIDTH = 32
+"""Channels of a block in training, where a block's gradient costs what the block does."""
+
+
 @dataclass(frozen=True, eq=False)
 class OutputRotation(Rotation):
     """W' = c * (G W). The bias is untouched: trainers rotate it only in modes that no plain base uses."""
+
+    orthogonal: ClassVar[bool] = True
+    """Whether every stage is a rotation, its transpose undoing it."""
 
     @abstractmethod
     def stages(self, channels: int) -> Stages:
@@ -214,6 +222,19 @@ class OutputRotation(Rotation):
             # A mixed row reads the inputs of its own group, so mixing outputs of two groups is something else.
             return (Dense(self.weight_delta(weight())),)
         return (OutputChange(form(stages, self.row_scale)),)
+
+    def turns(self, channels: int) -> Turns:
+        """The stages for training, each of blocks of one size."""
+        parts = [stage.parts[0] for stage in self.stages(channels)]
+        return Turns(tuple(widened(part, TRAINING_WIDTH) for part in parts), (None,) * len(parts))
+
+    def training_forms(
+        self, layer: Layer, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
+    ) -> tuple[Form, ...]:
+        plain = self.orthogonal and self.row_scale is None and self.stage == 1
+        if layer.kind != "linear" or not plain:
+            return self.forms(layer, weight, bias)
+        return (OutputChange(self.turns(layer.out_features)),)
 
     def border(self, start: int, stop: int, unit: int, channels: int) -> None:
         """Raise AlgorithmError where rows start..stop cut through a unit of channels that rotate together."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffadapt.algorithms.forms import BiasChange, Branch, Form, InputChange, LowRank, OutputChange, TwoSided
+from diffadapt.algorithms.forms import BiasChange, Branch, Form, InputChange, LowRank, OutputChange, Turns, TwoSided
 from diffadapt.inject.learner import Dropouts
 
 if TYPE_CHECKING:
@@ -177,17 +177,23 @@ class _Step:
                 y = self._low_rank(form, y)
             elif isinstance(form, BiasChange):
                 y = y + (self._channels(form.vector) * strength).to(y.dtype)
-            else:
-                change = self._change(form)
-                if change is None:
-                    continue
-                if dropouts.within:
-                    rest = change if rest is None else rest + change
-                else:
-                    y = torch.add(y, change.to(y.dtype), alpha=strength)
+            elif not dropouts.within:
+                y = self._added(form, y)
+            elif (change := self._change(form)) is not None:
+                rest = change if rest is None else rest + change
         if rest is None:
             return y
         return torch.add(y, _dropped(rest, dropouts, layer.channel_dim).to(y.dtype), alpha=strength)
+
+    def _added(self, form: Form, y: Tensor) -> Tensor:
+        """y with all of a form's change."""
+        layer, strength = self.learning.slot.layer, self.active.strength
+        if isinstance(form, Branch):
+            return form.onto(y, self.x, layer, strength)
+        if isinstance(form, OutputChange) and isinstance(form.inner, Turns) and y is self.output and strength == 1.0:
+            return form.inner.turned(y, None if self.bias is None else self.bias.to(y.dtype))
+        change = self._change(form)
+        return y if change is None else torch.add(y, change.to(y.dtype), alpha=strength)
 
     def _change(self, form: Form) -> Tensor | None:
         layer = self.learning.slot.layer
