@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes no gradient: what is drawn at random in a forward is drawn again when it is repeated."""
+"""Gradient checkpointing changes no gradient: what a forward draws at random is drawn again when it is repeated."""
 
 from __future__ import annotations
 
