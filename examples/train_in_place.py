@@ -1,4 +1,4 @@
-"""Train an adapter where it is used: load with `trainable=True`, optimise its tensors, save, load again.
+"""Train an adapter where it is used: add an untrained one, optimise its tensors, save, load again.
 
 The UNet stays frozen; gradients flow into the adapter alone. The target here is the output of another UNet.
 
@@ -12,28 +12,16 @@ from pathlib import Path
 
 import tiny
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import diffadapt
 
 
-def fresh_lora(model: nn.Module, rank: int = 8) -> dict[str, Tensor]:
-    """An untrained LoRA as a state dict: up is zero, so that training starts from the base model."""
-    torch.manual_seed(3)
-    tensors: dict[str, Tensor] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and ".attn" in name:
-            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(rank, layer.in_features) / layer.in_features**0.5
-            tensors[f"unet.{name}.lora_B.weight"] = torch.zeros(layer.out_features, rank)
-    return tensors
-
-
 def main() -> None:
     pipe = diffadapt.enable(tiny.pipeline())
-    pipe.unet.requires_grad_(False)
     with torch.no_grad():
         target = tiny.unet(seed=5)(*tiny.inputs()).sample
-    tiny.say(pipe.load_adapter(fresh_lora(pipe.unet), adapter_name="mine", trainable=True))
+    tiny.say(pipe.adapters.add("mine", algorithm="lora", rank=8, targets="attn", seed=3))
     parameters = pipe.adapters.parameters("mine")
     tiny.say(f"{sum(p.numel() for p in parameters)} trainable numbers in {len(parameters)} tensors")
 
