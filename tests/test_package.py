@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SOURCES = sorted(path for top in ("diffadapt", "converters", "apps") for path in (ROOT / top).rglob("*.py"))
 HEAVY = ("diffusers", "transformers", "peft", "lycoris", "gradio", "accelerate", "ray", "huggingface_hub", "PIL")
 LINES = 400
-EXTRAS = {"quantised", "mcp", "parquet", "ray", "peft", "test", "benchmark"}
+EXTRAS = {"quantised", "mcp", "parquet", "ray", "peft", "test", "train", "benchmark"}
 
 
 def python(code: str, *, cwd: Path = ROOT) -> str:
