@@ -58,8 +58,8 @@ def settings_for(chosen: argparse.Namespace, folder: Path) -> Settings:
     }  # fmt: skip
     if embedded:
         # So small a model learns faster, and its base was trained on times that are normal in their logits.
-        given["adapter"] |= trained.LAYERS[chosen.model]
-        given["training"] |= {"batch": 4, "learning_rate": 3e-3}
+        given["adapter"]["targets"] = ["attn", "ff"]  # more layers learn it faster, and take more of the rest along
+        given["training"] |= {"batch": 4, "learning_rate": 4e-3}
         given["loss"] = {"timesteps": "logit_normal"}
         given["data"]["prompt_length"] = trained.LENGTHS[chosen.model]
         shown = [*concepts.subject_prompts(), "a red star on a blue background"]

@@ -262,3 +262,25 @@ def test_files_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
     first, second, third = map(load_file, files)
     assert same(first, second)
     assert not same(first, third)
+
+
+def test_a_method_of_peft_is_written_as_the_folder_that_peft_reads(tmp_path: Path) -> None:
+    folder = train(settings(tmp_path, adapter__algorithm="hra", training__steps=1))
+    assert folder == tmp_path / "out" / "adapter"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert diffadapt.enable(small("unet")).load_adapter(folder, strict=True).complete
+
+
+def test_a_file_of_another_dialect_is_trained_on(tmp_path: Path) -> None:
+    """First without a rate, which leaves it as it is, then with one."""
+    sample = next(sample for sample in shapes.adapters("unet") if sample.name == "frame")
+    before = diffadapt.read_adapter(sample.path)
+    given = {"adapter__start_from": str(sample.path), "adapter__dialect": "kohya", "training__steps": 1}
+    still = diffadapt.read_adapter(train(settings(tmp_path, **given, training__learning_rate=0.0)))
+    moved = diffadapt.read_adapter(train(settings(tmp_path, **given, output=str(tmp_path / "moved"))))
+    assert set(still.targets) == set(moved.targets) == set(before.targets)
+    for key, delta in before.targets.items():
+        weight = torch.zeros(delta.shape_alone)
+        was, kept, now = (adapter.targets[key].weight_delta(weight) for adapter in (before, still, moved))
+        torch.testing.assert_close(kept, was)
+        assert not torch.equal(now, was)
