@@ -17,10 +17,14 @@ EXAMPLES = {
     "merge_and_restore": ["copy: ", "code: ", "file: ", "0 differ after unmerge"],
     "train_in_place": ["step 29", "loaded into a new pipeline, differs by"],
     "take_over": ["base image bit for bit: True"],
-    "train_style": ["The same run: diffadapt train", "style.safetensors", "that no training had: 0.00 before"],
+    "train_style": [
+        "The same run: diffadapt train",
+        "style.safetensors",
+        "dots, by pictures of prompts that no training had: ",
+    ],
     "train_dreambooth": [
         "subject.safetensors",
-        "on backgrounds that it never had: 0.00 before",
+        "moko, on backgrounds that it never had: ",
         "prompts that are followed",
     ],
     "train_shapes": ["unet frame LoRA", "dit frame LoRA"],
