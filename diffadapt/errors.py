@@ -60,4 +60,4 @@ class ConvertError(DiffAdaptError):
 
 
 class TrainingError(DiffAdaptError):
-    """Training that cannot begin or go on: a wrong setting, nothing to train, mixed dtypes, a loss that is no number."""
+    """Training that cannot begin or go on: a wrong setting, nothing to train, mixed dtypes, a loss of NaN."""
