@@ -71,12 +71,17 @@ def read_adapter(
 
 
 def interpret(
-    raw: RawCheckpoint, *, name: str, alpha: float | None = None, classes: frozenset[str] = frozenset()
+    raw: RawCheckpoint,
+    *,
+    name: str,
+    alpha: float | None = None,
+    classes: frozenset[str] = frozenset(),
+    family: str | None = None,
 ) -> Adapter:
-    """The adapter that raw tensors make; see `read_adapter`."""
+    """The adapter that raw tensors make; see `read_adapter`. family: where it is known, of several that are possible."""
     try:
         with uncollected():
-            return _Reading(raw, name, alpha, classes).adapter()
+            return _Reading(raw, name, alpha, classes, family).adapter()
     except (AlgorithmError, DialectError) as error:
         message = str(error)
         if message.startswith(f"{raw.name}:"):
@@ -87,8 +92,10 @@ def interpret(
 class _Reading:
     """One pass over a file: collects what the adapter is made of."""
 
-    def __init__(self, raw: RawCheckpoint, name: str, alpha: float | None, classes: frozenset[str]) -> None:
-        self.raw, self.name, self.alpha, self.classes = raw, name, alpha, classes
+    def __init__(
+        self, raw: RawCheckpoint, name: str, alpha: float | None, classes: frozenset[str], known: str | None
+    ) -> None:
+        self.raw, self.name, self.alpha, self.classes, self.known = raw, name, alpha, classes, known
         self.tensors: dict[str, Tensor] = dict(raw.tensors.items())
         self.unmatched: list[str] = []
         self.targets: dict[TargetKey, Delta] = {}
@@ -102,7 +109,7 @@ class _Reading:
         groups, dialects, evidence = file.groups, file.dialects, file.evidence
         modules = [Module(group.slot, group.name, group.tensors) for group in groups]
         told = base_model(self.raw.metadata, self.raw.config)
-        families = choose(modules, told.lower() if told else None, classes=self.classes)
+        families = choose(modules, told.lower() if told else None, classes=self.classes, known=self.known)
         slots = families[0].slots if families else {}
         prefixes = take_prefix(self.rest, self.raw.config)
         own = {key: tensor for key, tensor in self.rest.items() if not (prefixes and key == KEY)}

@@ -276,9 +276,12 @@ def _configs(adapter: Adapter, dialect: Dialect) -> dict[str | None, dict[str, A
 
 
 def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
-    """Raise DialectError unless what was encoded reads back as the same deltas on the same modules."""
+    """Raise DialectError unless what was encoded reads back as the same deltas on the same modules.
+
+    As its own family reads it: rotations of a tiny model alone do not say whose they are.
+    """
     try:
-        again = interpret(written, name=adapter.name) if written.tensors else adapter
+        again = interpret(written, name=adapter.name, family=adapter.family) if written.tensors else adapter
     except AlgorithmError as error:  # its tensors mean nothing without a config, which this dialect does not have
         raise DialectError(
             f"{dialect.name}: cannot hold this adapter ({error}) Write {adapter.dialect} instead."

@@ -9,19 +9,20 @@ c * 2h + 2t + g, where the blocks are cut. `alpha`: the constraint, alpha * out,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup
 from diffadapt.algorithms.cayley import cayley, clip_ratio, skew
 from diffadapt.algorithms.forms import Turns
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.oft import freed, take_constraint
-from diffadapt.algorithms.rotation import OutputRotation, Stage, Stages, change, square_blocks
+from diffadapt.algorithms.rotation import OutputRotation, Stage, Stages, square_blocks
 from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError
 
@@ -32,6 +33,25 @@ _JOINED = 128
 def interleaved(channels: int, half: int, device: torch.device) -> Tensor:
     """The order in which the two halves of every segment of 2 * half channels alternate. (channels,) int64."""
     return torch.arange(channels, device=device).view(-1, 2, half).transpose(1, 2).flatten()
+
+
+def joined(excess: Sequence[Tensor], first: int) -> Tensor:
+    """Consecutive stages, of which the first is number `first`, as one turn: (k, n, n) less the identity.
+
+    excess: (blocks, b, b) of every stage. A stage's block has channel t of half g at 2 t + g; in the result they stand
+    as the channels do, the last stage's half first. Every stage doubles the block: its halves are what came before.
+    """
+    apart, run = 2**first, excess[0].shape[1] // 2
+    turn = torch.eye(run, device=excess[0].device).expand(1, 1, run, run)
+    for stage in excess:
+        size = turn.shape[-1]
+        blocks = stage + torch.eye(2 * run, device=stage.device)
+        # (segment, block within = (pair of runs, apart), row t, its half g, column u, its half h)
+        blocks = blocks.view(-1, size // run, apart, run, 2, run, 2)
+        before = turn.expand(2 * len(blocks), apart, size, size).view(-1, 2, apart, size // run, run, size)
+        turn = torch.einsum("sjatguh,shajuc->sagjthc", blocks, before).reshape(-1, apart, 2 * size, 2 * size)
+    turn = turn.flatten(0, 1)
+    return turn - torch.eye(turn.shape[-1], device=turn.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +123,17 @@ class BOFT(OutputRotation):
         Stage i mixes runs of b / 2 channels whose numbers differ in bit i: stages i..j make blocks of 2^(j - i + 1)
         runs, 2^i runs apart.
         """
-        stages, run = self.stages(channels), self.blocks.shape[2] // 2
+        stages, run = [stage.parts[0] for stage in self.stages(channels)], self.blocks.shape[2] // 2
         bits = max(1, (_JOINED // run).bit_length() - 1)
         excess: list[Tensor] = []
         orders: list[tuple[Tensor, Tensor] | None] = []
         for first in range(0, len(stages), bits):
             part = stages[first : first + bits]
-            apart, size = 2**first, 2 ** len(part) * run
-            device = self.blocks.device
-            order = torch.arange(channels, device=device).view(-1, 2 ** len(part), apart, run).transpose(1, 2).flatten()
-            # Each block's own columns of the identity: what the stages make of them is the block.
-            columns = torch.empty(channels, dtype=torch.int64, device=device)
-            columns[order] = torch.arange(channels, device=device) % size
-            unit = torch.nn.functional.one_hot(columns, size).float()
-            excess.append(change(part, unit).index_select(0, order).view(-1, size, size))
-            orders.append(None if apart == 1 else (order, order.argsort()))
+            # What lies between is as large as the activations of a short prompt: made again in the backward.
+            excess.append(checkpoint(joined, part, first, use_reentrant=False, preserve_rng_state=False))
+            channel = torch.arange(channels, device=self.blocks.device)
+            order = channel.view(-1, 2 ** len(part), 2**first, run).transpose(1, 2).flatten()
+            orders.append((order, order.argsort()) if first else None)
         return Turns(tuple(excess), tuple(orders))
 
     def check(self, layer: Layer) -> None:

@@ -83,12 +83,12 @@ class Turning(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor | None, orders: tuple[Order, ...], *excess: Tensor) -> Tensor:
-        turns = list(zip(excess, orders, strict=True))
-        shift = None if bias is None else bias - _all(bias[None], turns)[0]
+        turns = _Turns(excess, orders)
+        shift = None if bias is None else bias - turns.forward(bias[None])[0]
         flat = y.reshape(-1, y.shape[-1])
         out = torch.empty_like(flat)
         for run, into in _runs(flat, out):
-            turned = _all(run, turns)
+            turned = turns.forward(run)
             into.copy_(turned) if shift is None else torch.add(turned, shift, out=into)
         out = out.view(y.shape)
         ctx.save_for_backward(out, bias, *excess)
@@ -98,27 +98,18 @@ class Turning(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         out, bias, *excess = ctx.saved_tensors
-        turns = list(zip(excess, ctx.orders, strict=True))
-        outer = [torch.zeros_like(block) for block in excess]
+        turns = _Turns(excess, ctx.orders)
         flat, after = grads[0].reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1])
         d_y = torch.empty_like(flat)
         for grad, made, into in _runs(flat, after, d_y):
-            given = made if bias is None else made - bias
-            for place in reversed(range(len(turns))):
-                block, order = turns[place]
-                grad, given = _gathered(grad, order), _gathered(given, order)
-                outer[place].baddbmm_(_blocks(grad, block).transpose(1, 2), _blocks(given, block))
-                back = block.transpose(1, 2)
-                grad = _scattered(_turned(grad, back), order)
-                given = _scattered(_turned(given, back), order) if place else given
-            into.copy_(grad)
-        found = [sums + torch.bmm(sums, block) for sums, block in zip(outer, excess, strict=True)]
+            into.copy_(turns.backward(grad, made if bias is None else made - bias))
+        found = [sums + torch.bmm(sums, block) for sums, block in zip(turns.outer, excess, strict=True)]
         # The bias is taken off and put on again, so the turn is all that a gradient passes.
         return d_y.view(grads[0].shape), None, None, *found
 
 
-_CACHED = 1 << 18
-"""Numbers that a processor works on at a time, so that what lies between two turns stays in its cache."""
+_CACHED = 1 << 22
+"""Numbers that a processor works on at a time: what lies between two turns stays in its last cache (16 MiB)."""
 
 
 def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -128,34 +119,81 @@ def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     yield from zip(*(torch.split(tensor, length) for tensor in tensors), strict=True)
 
 
-def _all(v: Tensor, turns: Sequence[tuple[Tensor, Order]]) -> Tensor:
-    """v after all turns."""
-    for block, order in turns:
-        v = _scattered(_turned(_gathered(v, order), block), order)
-    return v
+class _Turns:
+    """The turns of a `Turning` on a run of tokens.
+
+    Between two turns activations lie (channels, tokens): another order of the channels is one of whole rows there, and
+    the products themselves turn the layout at both ends.
+    """
+
+    def __init__(self, excess: Sequence[Tensor], orders: Sequence[Order]) -> None:
+        self.excess, self.orders = list(excess), list(orders)
+        # A float32 holds a small E beside a one; narrower dtypes keep them apart.
+        self.exact = self.excess[0].dtype in (torch.float32, torch.float64)
+        eye = [torch.eye(block.shape[1], dtype=block.dtype, device=block.device) for block in self.excess]
+        self.matrices = [e + i for e, i in zip(self.excess, eye, strict=True)] if self.exact else self.excess
+        self.outer = [torch.zeros_like(block) for block in self.excess]
+        """The sums of grad out^T by block."""
+        self._steps = list(zip(self.orders[:-1], self.orders[1:], strict=True))
+        self._down = [_between(before, after) for before, after in self._steps]
+        self._up = [_between(after, before) for before, after in self._steps]
+
+    def forward(self, v: Tensor) -> Tensor:
+        """All turns of v (tokens, channels)."""
+        gathered = v if self.orders[0] is None else v.index_select(1, self.orders[0][0])
+        if len(self.excess) == 1:
+            return self._last(self._blocks(gathered, 0), 0, turned_back=False)
+        rows = self._rows(self._blocks(gathered, 0).transpose(1, 2), 0, turned_back=False)
+        for place in range(1, len(self.excess)):
+            rows = self._ordered(rows, self._down[place - 1], place)
+            if place < len(self.excess) - 1:
+                rows = self._rows(rows, place, turned_back=False)
+        return self._last(rows.transpose(1, 2), len(self.excess) - 1, turned_back=False)
+
+    def backward(self, grad: Tensor, after: Tensor) -> Tensor:
+        """The gradient before all turns, from the one after them and what came out, (tokens, channels); sums `outer`."""
+        last = len(self.excess) - 1
+        order = self.orders[last]
+        pair = [v if order is None else v.index_select(1, order[0]) for v in (grad, after)]
+        seen, given = (self._blocks(v, last).transpose(1, 2) for v in pair)
+        for place in range(last, -1, -1):
+            self.outer[place].baddbmm_(seen, given.transpose(1, 2))
+            if place:
+                seen, given = (
+                    self._ordered(self._rows(rows, place, turned_back=True), self._up[place - 1], place - 1)
+                    for rows in (seen, given)
+                )
+        return self._last(seen.transpose(1, 2), 0, turned_back=True)
+
+    def _blocks(self, v: Tensor, place: int) -> Tensor:
+        """v (tokens, channels) as (k, tokens, n): a view."""
+        return v.reshape(-1, *self.excess[place].shape[:2]).transpose(0, 1)
+
+    def _rows(self, rows: Tensor, place: int, *, turned_back: bool) -> Tensor:
+        """One turn, or its transpose, of rows (k, n, tokens)."""
+        matrix = self.matrices[place].transpose(1, 2) if turned_back else self.matrices[place]
+        product = torch.bmm(matrix, rows)
+        return product if self.exact else product + rows
+
+    def _last(self, blocks: Tensor, place: int, *, turned_back: bool) -> Tensor:
+        """One turn of blocks (k, tokens, n), with the tokens first again and the channels in their own order."""
+        matrix = self.matrices[place] if turned_back else self.matrices[place].transpose(1, 2)
+        product = torch.bmm(blocks, matrix)
+        product = product if self.exact else product + blocks
+        flat = torch.empty(product.shape[1], len(product), product.shape[2], dtype=product.dtype, device=product.device)
+        flat.copy_(product.transpose(0, 1))
+        order = self.orders[place]
+        return flat.flatten(1) if order is None else flat.flatten(1).index_select(1, order[1])
+
+    def _ordered(self, rows: Tensor, order: Tensor, place: int) -> Tensor:
+        """Rows (k, n, tokens) of one turn in the order of another."""
+        return rows.flatten(0, 1).index_select(0, order).view(*self.excess[place].shape[:2], -1)
 
 
-def _gathered(v: Tensor, order: Order) -> Tensor:
-    return v if order is None else v.index_select(-1, order[0])
-
-
-def _scattered(v: Tensor, order: Order) -> Tensor:
-    return v if order is None else v.index_select(-1, order[1])
-
-
-def _blocks(v: Tensor, block: Tensor) -> Tensor:
-    """v (..., channels) as (k, tokens, n): a view."""
-    return v.reshape(-1, *block.shape[:2]).transpose(0, 1)
-
-
-def _turned(v: Tensor, block: Tensor) -> Tensor:
-    """R v of channels in the order of the blocks; through R itself where the dtype holds a small E beside a one."""
-    exact = v.dtype in (torch.float32, torch.float64)
-    matrix = block + torch.eye(block.shape[1], dtype=block.dtype, device=block.device) if exact else block
-    product = torch.bmm(_blocks(v, block), matrix.transpose(1, 2)).transpose(0, 1)
-    flat = torch.empty(product.shape, dtype=v.dtype, device=v.device)
-    if exact:
-        flat.copy_(product)
-    else:
-        torch.add(v.reshape(product.shape), product, out=flat)
-    return flat.view(v.shape)
+def _between(before: Order, after: Order) -> Tensor:
+    """Where each channel of one order is in another."""
+    if before is None:
+        if after is None:
+            raise ValueError("two turns in one order are one turn")
+        return after[0]
+    return before[1] if after is None else before[1].index_select(0, after[0])

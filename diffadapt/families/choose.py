@@ -39,12 +39,14 @@ def choose(
     base_model: str | None,
     families: Sequence[Family] = FAMILIES,
     classes: Collection[str] = (),
+    known: str | None = None,
 ) -> tuple[Family, ...]:
     """The families whose names fit the most modules, best first; none where no name fits.
 
     base_model: what the file's metadata say, lower case. It decides the order only where shapes do not, because
     metadata survive conversions that make them wrong. classes: the model classes of the pipeline at hand, where there
-    is one: among families that keys cannot separate, the pipeline's own.
+    is one: among families that keys cannot separate, the pipeline's own. known: the name of the family where it is
+    known already: the first, if names and shapes allow it at all.
     """
     kinds: dict[Kind, Module] = {}
     counts: Counter[Kind] = Counter()
@@ -84,7 +86,7 @@ def choose(
         equals = [family for family in found if order[family] == order[found[0]]]
         if 1 < len(equals) <= _COMPARED:
             found[: len(equals)] = sorted(equals, key=lambda family: slack(family, modules))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda family: family.name != known))
 
 
 def certain(family: Family, modules: Sequence[Module]) -> frozenset[str]:

@@ -14,6 +14,7 @@ from diffadapt.algorithms.bank import Bank
 from diffadapt.algorithms.base import Delta
 from diffadapt.algorithms.start import Start
 from diffadapt.errors import AlgorithmError, StackError, TargetError
+from diffadapt.families import Family
 from diffadapt.families.choose import Module, choose
 from diffadapt.inject.locate import LEVELS, Component
 from diffadapt.inject.scaling import Targets as Rules
@@ -107,7 +108,8 @@ def adapter_of(name: str, dialect: str, deltas: Mapping[TargetKey, Delta], owner
     named = {key: TargetKey(key.component, _levelled(*key)) for key in deltas}
     shapes = {key: stand_in(torch.float32, _shape(delta)) for key, delta in deltas.items()}
     modules = [Module(key.component, named[key].module, {"diff": shapes[key]}) for key in deltas]
-    families = choose(modules, None, classes=classes_of(owner)) if modules else ()
+    found = choose(modules, None, classes=classes_of(owner)) if modules else ()
+    families = sorted(found, key=lambda family: _strange_encoders(family, owner))
     about = {
         "name": name,
         "dialect": dialect,
@@ -125,6 +127,15 @@ def adapter_of(name: str, dialect: str, deltas: Mapping[TargetKey, Delta], owner
         for key, delta in deltas.items() if named[key] not in targets
     }  # fmt: skip
     return Adapter(targets=targets, foreign=foreign, **about)
+
+
+def _strange_encoders(family: Family, owner: object) -> int:
+    """How many text encoders a pipeline and a family's do not share: SD 1 and SDXL have one class of UNet."""
+    parts = getattr(owner, "components", None)
+    if not isinstance(parts, Mapping):
+        return 0
+    ours, theirs = ({name for name in names if "text_encoder" in name} for names in (parts, family.components))
+    return len(ours ^ theirs)
 
 
 def _shape(delta: Delta) -> tuple[int, ...]:
