@@ -50,7 +50,7 @@ class Step:
 
     def __call__(self) -> None:
         self.x.grad = None
-        self.loss().backward()
+        torch.autograd.backward(self.loss())
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 

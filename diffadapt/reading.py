@@ -78,7 +78,7 @@ def interpret(
     classes: frozenset[str] = frozenset(),
     family: str | None = None,
 ) -> Adapter:
-    """The adapter that raw tensors make; see `read_adapter`. family: where it is known, of several that are possible."""
+    """The adapter that raw tensors make; see `read_adapter`. family: where it is known, among several possible ones."""
     try:
         with uncollected():
             return _Reading(raw, name, alpha, classes, family).adapter()

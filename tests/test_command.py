@@ -13,8 +13,8 @@ from diffadapt.command import main
 
 FIELDS = {
     "schema", "source", "error", "dialect", "family", "base_model", "trainer", "algorithms", "modules", "parameters",
-    "dtypes", "table", "norm", "embeddings", "prefixes", "trigger_words", "tags", "hashes", "file", "unmatched", "ignored",
-    "problems",
+    "dtypes", "table", "norm", "embeddings", "prefixes", "trigger_words", "tags", "hashes", "file", "unmatched",
+    "ignored", "problems",
 }  # fmt: skip
 
 

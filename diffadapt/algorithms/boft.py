@@ -35,6 +35,10 @@ def interleaved(channels: int, half: int, device: torch.device) -> Tensor:
     return torch.arange(channels, device=device).view(-1, 2, half).transpose(1, 2).flatten()
 
 
+_SMALL = 1 << 16
+"""Numbers of joined blocks that autograd may keep the way to."""
+
+
 def joined(excess: Sequence[Tensor], first: int) -> Tensor:
     """Consecutive stages, of which the first is number `first`, as one turn: (k, n, n) less the identity.
 
@@ -46,10 +50,11 @@ def joined(excess: Sequence[Tensor], first: int) -> Tensor:
     for stage in excess:
         size = turn.shape[-1]
         blocks = stage + torch.eye(2 * run, device=stage.device)
-        # (segment, block within = (pair of runs, apart), row t, its half g, column u, its half h)
-        blocks = blocks.view(-1, size // run, apart, run, 2, run, 2)
+        # A block by segment, run j, apart, and half h of its columns: (2 run, run). What came before alike: (run, size).
+        blocks = blocks.view(-1, size // run, apart, 2 * run, run, 2).permute(0, 1, 2, 5, 3, 4)
         before = turn.expand(2 * len(blocks), apart, size, size).view(-1, 2, apart, size // run, run, size)
-        turn = torch.einsum("sjatguh,shajuc->sagjthc", blocks, before).reshape(-1, apart, 2 * size, 2 * size)
+        product = (blocks @ before.permute(0, 3, 2, 1, 4, 5)).unflatten(4, (run, 2))
+        turn = product.permute(0, 2, 5, 1, 4, 3, 6).reshape(-1, apart, 2 * size, 2 * size)
     turn = turn.flatten(0, 1)
     return turn - torch.eye(turn.shape[-1], device=turn.device)
 
@@ -129,8 +134,10 @@ class BOFT(OutputRotation):
         orders: list[tuple[Tensor, Tensor] | None] = []
         for first in range(0, len(stages), bits):
             part = stages[first : first + bits]
-            # What lies between is as large as the activations of a short prompt: made again in the backward.
-            excess.append(checkpoint(joined, part, first, use_reentrant=False, preserve_rng_state=False))
+            if 2 ** len(part) * run * channels < _SMALL:
+                excess.append(joined(part, first))
+            else:  # what lies between is as large as the activations of a short prompt: made again in the backward
+                excess.append(checkpoint(joined, part, first, use_reentrant=False, preserve_rng_state=False))
             channel = torch.arange(channels, device=self.blocks.device)
             order = channel.view(-1, 2 ** len(part), 2**first, run).transpose(1, 2).flatten()
             orders.append((order, order.argsort()) if first else None)

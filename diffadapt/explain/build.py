@@ -54,7 +54,8 @@ def of_structure(adapter: Adapter, *, norms: bool = False, alphas_read: bool = T
     return Explanation(
         source=adapter.source, dialect=adapter.dialect, evidence=adapter.evidence, candidates=candidates,
         ruled_out=ruled_out, ambiguous=len(candidates) > 1, table=table, dtypes=dict(dtypes.most_common()),
-        embeddings=tuple(adapter.embeddings), prefixes=tuple(adapter.prefixes), unmatched=adapter.unmatched, ignored=dict(adapter.ignored),
+        embeddings=tuple(adapter.embeddings), prefixes=tuple(adapter.prefixes), unmatched=adapter.unmatched,
+        ignored=dict(adapter.ignored),
         agrees=agrees, problems=tuple(problems(adapter, table, agrees, alphas_read)),
         norm=hypot(*measured.values()) if measured else None,
     )  # fmt: skip

@@ -13,11 +13,11 @@ import torch
 from diffadapt.adapter import Adapter
 from diffadapt.errors import MergeError, StackError
 from diffadapt.inject.following import FollowSteps
+from diffadapt.inject.learner import Learner
 from diffadapt.inject.live import LiveSlots
 from diffadapt.inject.locate import Component, components, describe
 from diffadapt.inject.merge import Remember
 from diffadapt.inject.merging import MergedWeights, MergeOptions, Mode, frozen
-from diffadapt.inject.learner import Learner
 from diffadapt.inject.placement import LINEAR, Loaded, UnmatchedKeysWarning, mix_of, place
 from diffadapt.inject.scaling import Strength
 from diffadapt.inject.tables import Tables

@@ -171,7 +171,8 @@ class TrainedStack(MixedStack):
         chosen = [self._get(name)] if name else list(self._loaded.values())
         found = [loaded for loaded in chosen if loaded.learner is not None]
         if not found:
-            raise StackError(f"{name or 'No adapter'} is in training: load or add it with trainable=True.")
+            seen = "No adapter is" if name is None else f"Adapter {name!r} is not"
+            raise StackError(f"{seen} in training: load or add it with trainable=True.")
         return found
 
     def _freeze(self) -> None:

@@ -15,11 +15,14 @@ def apply(pipe: Any, sample: Sample) -> None:
 
 
 def apply_file(pipe: Any, path: Path, layout: str) -> None:
-    """Put a file or a folder onto a pipeline by its home library. layout: "Diffusers", "PEFT folder" or LyCORIS'."""
+    """Put a file or a folder onto a pipeline by its home library. layout: "Diffusers", "PEFT folder", "LyCORIS wrapper",
+    or else that of LyCORIS' Kohya plugin."""
     if layout == "Diffusers":
         pipe.load_lora_weights(str(path.parent), weight_name=path.name)
     elif layout == "PEFT folder":
         _peft(pipe, path)
+    elif layout == "LyCORIS wrapper":
+        _wrapped(pipe, path)
     else:
         _lycoris(pipe, path)
 
@@ -29,6 +32,16 @@ def _peft(pipe: Any, path: Path) -> None:
 
     part = "unet" if hasattr(pipe, "unet") else "transformer"
     PeftModel.from_pretrained(getattr(pipe, part), str(path))  # the layers are put into the model itself
+
+
+def _wrapped(pipe: Any, path: Path) -> None:
+    from lycoris import create_lycoris_from_weights
+
+    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+    model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    network, _ = create_lycoris_from_weights(1.0, str(path), model)
+    network.apply_to()
+    network.eval()
 
 
 def _lycoris(pipe: Any, path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 import diffadapt
 from diffadapt import shapes
 
-STEPS, BATCH = 50, 2
+STEPS, BATCH, SIZE = 50, 2, 8
 # The small layers of the embedded models: what a method must be told to fit them, and how fast it learns.
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4}, "rslora": {"rank": 4}, "dora": {"rank": 4}, "loha": {"rank": 4}, "loha_dora": {"rank": 4},
@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adalora": {"rank": 4, "target_rank": 2}, "tlora": {"rank": 4}, "vera": {"rank": 32}, "hra": {"rank": 4},
     "vblora": {"rank": 2, "vector_length": 16, "num_vectors": 32}, "fourierft": {"frequencies": 100, "scaling": 10.0},
 }  # fmt: skip
+TARGETS: dict[str, Any] = {"unet": "attn2", "dit": ["transformer_blocks.1.attn", "transformer_blocks.2.attn"]}
 RATES = {"ia3": 3e-2, "ia3_peft": 3e-2, "vera": 3e-2, "fourierft": 1e-1, "vblora": 2e-2, "tlora": 1e-3, "full": 1e-3}
 RATE = 5e-3
 
@@ -45,7 +46,7 @@ def task(kind: str) -> Task:
     pipe = diffadapt.enable(shapes.load(kind))
     model = model_of(pipe)
     prompts = ["a red star on a blue background", "a green circle on a yellow background"]
-    noise = torch.randn(BATCH, model.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(BATCH, model.config.in_channels, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([300, 700])
     with torch.no_grad():
         if kind == "unet":
@@ -70,7 +71,8 @@ def task(kind: str) -> Task:
 def train(pipe: Any, name: str, algorithm: str, kind: str, steps: int = STEPS, **options: Any) -> list[float]:
     """Train a fresh adapter; the loss of every step."""
     known = task(kind)
-    report = pipe.adapters.add(name, algorithm, **{**OPTIONS.get(algorithm, {}), **options})
+    asked = {"targets": TARGETS[kind], **OPTIONS.get(algorithm, {}), **options}
+    report = pipe.adapters.add(name, algorithm, **asked)
     assert len(report.applied) > 10
     optimiser = torch.optim.AdamW(pipe.adapters.parameters(name), lr=RATES.get(algorithm, RATE), weight_decay=0.0)
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
         TargetError, r"no component 'transformer' to train; there are text_encoder, unet|unet",
         {"targets": {"transformer": "attn"}},
     ),
-    "rank": (TargetError, r"rank 500 .*can have 1 to 32.*Give a smaller rank", {"algorithm": "tlora", "rank": 500}),
+    "rank": (TargetError, r"rank 500 .*can have 1 to (32|64).*Give a smaller rank", {"algorithm": "tlora", "rank": 500}),
     "rank of a pattern": (StackError, r"nothing_here", {"rank": {"nothing_here": 4}}),
     "layer": (TargetError, r"vblora.*Leave the module out", {"algorithm": "vblora", "targets": "conv"}),
     "dropout": (StackError, r"dropout is 1.5; expected a probability from 0 to below 1", {"dropout": 1.5}),
@@ -60,3 +60,22 @@ def test_refused_and_as_before(what):
     assert state(pipe) == before
     assert tiny.same_bits(pipe.unet, bits)
     pipe.adapters.add("new", "lora", rank=4)  # nothing is in the way of what is right
+
+
+def test_what_only_training_has_is_refused_without():
+    pipe = diffadapt.enable(tiny.sd())
+    pipe.adapters.add("still", "lora", rank=2, trainable=False)
+    pipe.adapters.add("on", "lora", rank=2, targets="mid_block.**.attn2.to_k")
+    refused = {
+        "'still' is not in training: load or add it with trainable=True": [
+            lambda: pipe.adapters.as_module("still"), lambda: pipe.adapters.train("still"),
+        ],
+        "There is no component 'vae'": [lambda: pipe.adapters.as_module("on", "vae")],
+        "checkpoint is of another adapter": [lambda: pipe.adapters.load_state_dict("on", {})],
+    }  # fmt: skip
+    before = state(pipe)
+    for message, calls in refused.items():
+        for call in calls:
+            with pytest.raises(StackError, match=message):
+                call()
+    assert state(pipe) == before
