@@ -128,6 +128,18 @@ def convert_rows(r: Mapping[str, Any]) -> list[Row]:
     ]  # fmt: skip
 
 
+def train_rows(r: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [(f"LoRA of rank {r['rank']}", seconds(r["algorithms"]["lora"]["ours"]["ms"] / 1e3), "1")]
+    for name, sides in r["algorithms"].items():
+        ours = sides["ours"]
+        peers = [f"{label} {sides[side]['by_lora']:.2f} x, memory {sides[side]['memory_by_lora']:.1f} x"
+                 for side, label in (("peft", "PEFT"), ("lycoris", "LyCORIS")) if side in sides]  # fmt: skip
+        rows.append(
+            (f"  {name}", f"{ours['by_lora']:.2f} x, memory {ours['memory_by_lora']:.2f} x", "; ".join(peers) or "")
+        )
+    return rows
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[Row]]]] = {
     "load": ("Load an SDXL LoRA (rank 32, 722 layers)", load_rows),
     "merge": ("Merge it into bfloat16 weights, and back", merge_rows),
@@ -136,6 +148,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[Row]]]] = {
     "convert": ("`diffadapt convert`, Kohya to Diffusers (SDXL, rank 32)", convert_rows),
     "forward": ("Forward pass with live adapters", forward_rows),
     "combine": ("Make one LoRA of rank 32 of two (SDXL, rank 32, 722 layers)", combine_rows),
+    "train": ("A training step of one block, by our LoRA's", train_rows),
     "mixed": ("A batch of 8 samples, each with its own LoRA of rank 16", mixed_rows),
 }
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-QUESTIONS = ("load", "merge", "switch", "forward", "mixed", "combine", "inspect", "convert")
+QUESTIONS = ("load", "merge", "switch", "forward", "mixed", "train", "combine", "inspect", "convert")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

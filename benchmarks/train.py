@@ -22,7 +22,7 @@ import diffadapt
 from benchmarks.forward import block, linears
 from benchmarks.timing import DEVICE, alternate, median, ratio
 
-TOKENS, BATCH, RANK, ROUNDS = 1024, 2, 16, 7
+TOKENS, BATCH, RANK, ROUNDS = 1024, 2, 16, 5
 OURS: Mapping[str, dict[str, Any]] = {
     "lora": {}, "dora": {}, "loha": {"rank": 8}, "lokr": {}, "lokr_dora": {}, "oft": {}, "oft_peft": {}, "boft": {},
     "boft_peft": {"rank": 4}, "glora": {}, "ia3": {}, "dylora": {}, "adalora": {}, "tlora": {}, "vera": {},
@@ -38,6 +38,9 @@ LYCORIS = {
     "glora": "glora",
     "ia3": "ia3",
 }
+
+
+Maker = Callable[[nn.Module, str], tuple[nn.Module, list[nn.Parameter]]]
 
 
 class Step:
@@ -126,12 +129,13 @@ def steps(names: Iterable[str] = OURS) -> dict[str, Step]:
     x = torch.randn(BATCH, TOKENS, 1280, generator=generator).to(DEVICE).requires_grad_()
     text = torch.randn(BATCH, 77, 2048, generator=generator).to(DEVICE)
     made: dict[str, Step] = {}
-    makers: tuple[tuple[str, Callable[..., Any], Iterable[str]], ...] = (
+    makers: tuple[tuple[str, Maker, Iterable[str]], ...] = (
         ("ours", ours, OURS), ("peft", peft, PEFT), ("lycoris", lycoris, LYCORIS),
     )  # fmt: skip
     for side, make, known in makers:
         for name in (n for n in names if n in known):
-            made[f"{side} {name}"] = Step(*make(base, name), x, text)
+            model, parameters = make(base, name)
+            made[f"{side} {name}"] = Step(model, parameters, x, text)
     return made
 
 
@@ -155,10 +159,3 @@ def measure(names: Iterable[str] = OURS, rounds: int = ROUNDS) -> dict[str, Any]
     return {"channels": 1280, "tokens": TOKENS, "batch": BATCH, "rank": RANK, "kept_mib": round(memory / 2**20)} | {
         "algorithms": rows
     }
-
-
-if __name__ == "__main__":
-    import json
-    import sys
-
-    print(json.dumps(measure(sys.argv[1:] or OURS, 5), indent=None).replace("}}, ", "}},\n"))
