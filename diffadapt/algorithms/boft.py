@@ -53,7 +53,8 @@ def joined(excess: Sequence[Tensor], first: int) -> Tensor:
         # A block by segment, run j, apart, and half h of its columns: (2 run, run). What came before alike: (run, size).
         blocks = blocks.view(-1, size // run, apart, 2 * run, run, 2).permute(0, 1, 2, 5, 3, 4)
         before = turn.expand(2 * len(blocks), apart, size, size).view(-1, 2, apart, size // run, run, size)
-        product = (blocks @ before.permute(0, 3, 2, 1, 4, 5)).unflatten(4, (run, 2))
+        product = blocks @ before.permute(0, 3, 2, 1, 4, 5)
+        product = product.view(*product.shape[:4], run, 2, size)
         turn = product.permute(0, 2, 5, 1, 4, 3, 6).reshape(-1, apart, 2 * size, 2 * size)
     turn = turn.flatten(0, 1)
     return turn - torch.eye(turn.shape[-1], device=turn.device)
