@@ -90,7 +90,7 @@ def peft(base: nn.Module, name: str) -> tuple[nn.Module, list[nn.Parameter]]:
     import peft as library
 
     rank = int(({"rank": RANK} | OURS[name])["rank"])
-    config = {
+    configs: dict[str, Callable[[list[str]], Any]] = {
         "lora": lambda t: library.LoraConfig(r=rank, lora_alpha=rank, target_modules=t),
         "dora": lambda t: library.LoraConfig(r=rank, lora_alpha=rank, target_modules=t, use_dora=True),
         "loha": lambda t: library.LoHaConfig(r=rank, alpha=rank, target_modules=t),
@@ -102,8 +102,8 @@ def peft(base: nn.Module, name: str) -> tuple[nn.Module, list[nn.Parameter]]:
         "vblora": lambda t: library.VBLoRAConfig(r=rank, vector_length=256, num_vectors=256, target_modules=t),
         "fourierft": lambda t: library.FourierFTConfig(n_frequency=1000, target_modules=t),
         "hra": lambda t: library.HRAConfig(r=rank, target_modules=t),
-    }[name]  # fmt: skip
-    model = library.get_peft_model(deepcopy(base), config(list(linears(base))), autocast_adapter_dtype=False)
+    }  # fmt: skip
+    model = library.get_peft_model(deepcopy(base), configs[name](list(linears(base))), autocast_adapter_dtype=False)
     inner: nn.Module = model.base_model.model.train()
     return inner, [p for p in inner.parameters() if p.requires_grad]
 

@@ -283,9 +283,8 @@ def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
     try:
         again = interpret(written, name=adapter.name, family=adapter.family) if written.tensors else adapter
     except AlgorithmError as error:  # its tensors mean nothing without a config, which this dialect does not have
-        raise DialectError(
-            f"{dialect.name}: cannot hold this adapter ({error}) Write {adapter.dialect} instead."
-        ) from error
+        message = f"{dialect.name}: cannot hold this adapter ({error}) Write {adapter.dialect} instead."
+        raise DialectError(message) from error
     lost = [target.module for target in adapter.targets if target not in again.targets]
     lost += [foreign.module for foreign in adapter.foreign if foreign not in again.foreign]
     lost += [token for token in adapter.embeddings if token not in again.embeddings]
@@ -294,8 +293,7 @@ def _verify(adapter: Adapter, written: RawCheckpoint, dialect: Dialect) -> None:
     pairs = [(f"{key.component} {key.module}", delta, again.targets[key]) for key, delta in adapter.targets.items()]
     pairs += [(foreign.module, delta, again.foreign[foreign]) for foreign, delta in adapter.foreign.items()]
     for module, delta, read in pairs:
-        differs = difference(delta, read)
-        if differs:
+        if differs := difference(delta, read):
             raise DialectError(
                 f"{dialect.name}: cannot hold the {delta.algorithm} of {module}: "
                 f"{differs} when read back. Write {adapter.dialect} instead."

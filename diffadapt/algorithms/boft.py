@@ -50,7 +50,7 @@ def joined(excess: Sequence[Tensor], first: int) -> Tensor:
     for stage in excess:
         size = turn.shape[-1]
         blocks = stage + torch.eye(2 * run, device=stage.device)
-        # A block by segment, run j, apart, and half h of its columns: (2 run, run). What came before alike: (run, size).
+        # A block by segment, run, apart, and half of its columns: (2 run, run). What came before alike: (run, size).
         blocks = blocks.view(-1, size // run, apart, 2 * run, run, 2).permute(0, 1, 2, 5, 3, 4)
         before = turn.expand(2 * len(blocks), apart, size, size).view(-1, 2, apart, size // run, run, size)
         product = blocks @ before.permute(0, 3, 2, 1, 4, 5)

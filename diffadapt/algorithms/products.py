@@ -151,7 +151,7 @@ class _Turns:
         return self._last(rows.transpose(1, 2), len(self.excess) - 1, turned_back=False)
 
     def backward(self, grad: Tensor, after: Tensor) -> Tensor:
-        """The gradient before all turns, from the one after them and what came out (tokens, channels); fills `outer`."""
+        """The gradient before all turns, from that after them and what came out (tokens, channels); fills `outer`."""
         last = len(self.excess) - 1
         order = self.orders[last]
         pair = [v if order is None else v.index_select(1, order[0]) for v in (grad, after)]

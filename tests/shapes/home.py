@@ -15,8 +15,10 @@ def apply(pipe: Any, sample: Sample) -> None:
 
 
 def apply_file(pipe: Any, path: Path, layout: str) -> None:
-    """Put a file or a folder onto a pipeline by its home library. layout: "Diffusers", "PEFT folder", "LyCORIS wrapper",
-    or else that of LyCORIS' Kohya plugin."""
+    """Put a file or a folder onto a pipeline by its home library.
+
+    layout: "Diffusers", "PEFT folder", "LyCORIS wrapper", or else that of LyCORIS' Kohya plugin.
+    """
     if layout == "Diffusers":
         pipe.load_lora_weights(str(path.parent), weight_name=path.name)
     elif layout == "PEFT folder":

@@ -26,7 +26,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
         TargetError, r"no component 'transformer' to train; there are text_encoder, unet|unet",
         {"targets": {"transformer": "attn"}},
     ),
-    "rank": (TargetError, r"rank 500 .*can have 1 to (32|64).*Give a smaller rank", {"algorithm": "tlora", "rank": 500}),
+    "rank": (TargetError, r"rank 500 .*1 to (32|64).*Give a smaller rank", {"algorithm": "tlora", "rank": 500}),
     "rank of a pattern": (StackError, r"nothing_here", {"rank": {"nothing_here": 4}}),
     "layer": (TargetError, r"vblora.*Leave the module out", {"algorithm": "vblora", "targets": "conv"}),
     "dropout": (StackError, r"dropout is 1.5; expected a probability from 0 to below 1", {"dropout": 1.5}),
