@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -30,9 +31,15 @@ def scattered(values: Tensor, rows: int, columns: int, seed: int) -> tuple[Tenso
     """
     if len(values) > rows * columns:
         raise AlgorithmError(f"{len(values)} frequencies do not fit a weight of {(rows, columns)}.")
-    places = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[: len(values)]
-    places = places.to(values.device)
+    places = _places(len(values), rows * columns, seed).to(values.device)
     return places // columns, places % columns
+
+
+@lru_cache(maxsize=256)
+def _places(count: int, size: int, seed: int) -> Tensor:
+    """The beginning of a permutation of as many numbers as a weight has: drawn once, not in every training step."""
+    with torch.inference_mode(False):  # a training may save them for its backward
+        return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].clone()
 
 
 @dataclass(frozen=True, eq=False)
