@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffadapt.algorithms.base import Context, Delta, TensorGroup, f32
 from diffadapt.algorithms.forms import Branch, Dense, Form, InputChange, LowRank, OutputChange, Scale
@@ -163,7 +164,11 @@ class DoRA(Delta):
         if self.on_input or self.mean or self._embedding or any(isinstance(part, Dense) for part in parts):
             return self.forms(layer, weight, bias)
         base = weight()
-        crossed, squared = self.inner.row_products(base)
+        if self.detached:
+            with torch.no_grad():
+                crossed, squared = self.inner.row_products(base)
+        else:  # a backward would keep temporaries of the weight's size: they are made again
+            crossed, squared = checkpoint(self.inner.row_products, base, use_reentrant=False, preserve_rng_state=False)
         own = torch.linalg.vector_norm(f32(base).flatten(1), dim=1).square()
         # A row of zeros has no gradient of its norm: the floor keeps it a number.
         norm = (own + 2 * self.strength * crossed + self.strength**2 * squared).clamp_min(1e-30).sqrt()
