@@ -192,9 +192,7 @@ class Delta(ABC):
             if field_.name not in self.kept:
                 yield from walk(prefix + field_.name, getattr(self, field_.name))
 
-    def _mapped(
-        self, change: Callable[[Tensor], Tensor], inner: Callable[..., Delta], kept: frozenset[str]
-    ) -> Self:
+    def _mapped(self, change: Callable[[Tensor], Tensor], inner: Callable[..., Delta], kept: frozenset[str]) -> Self:
         def apply(value: object) -> object:
             if isinstance(value, Tensor):
                 return change(value)

@@ -61,9 +61,7 @@ class GLoRA(Delta):
         kernel = start.layer.shape[2:]
         ones = (1,) * len(kernel)
         a1, b1 = start.kaiming(columns, rank, *ones), start.kaiming(start.rows, rank, *ones)
-        return cls(
-            a1, torch.zeros(rank, columns, *ones), b1, torch.zeros(rank, columns, *kernel), start.scale_alpha
-        )
+        return cls(a1, torch.zeros(rank, columns, *ones), b1, torch.zeros(rank, columns, *kernel), start.scale_alpha)
 
     @property
     def rank(self) -> int:

@@ -58,9 +58,7 @@ def task(kind: str) -> Task:
             text, _, pooled, _ = pipe.encode_prompt(prompts, None, None)
 
             def call(part: Any) -> Tensor:
-                return part(
-                    noise, encoder_hidden_states=text, pooled_projections=pooled, timestep=steps
-                ).sample
+                return part(noise, encoder_hidden_states=text, pooled_projections=pooled, timestep=steps).sample
 
         base = call(model)
         sample = next(s for s in shapes.adapters(kind) if s.name == "outline")
