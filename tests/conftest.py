@@ -17,6 +17,7 @@ gc.set_threshold(10_000, 10, 10)
 LONG = (
     "tests/test_examples.py",
     "tests/apps/browser/",
+    "tests/training/",
     "tests/take_over/",
     "tests/converters/",
     "tests/attacks/",
