@@ -37,8 +37,9 @@ def _peft(pipe: Any, path: Path) -> None:
 
 
 def _wrapped(pipe: Any, path: Path) -> None:
-    from lycoris import create_lycoris_from_weights
+    from lycoris import LycorisNetwork, create_lycoris_from_weights
 
+    LycorisNetwork.LORA_PREFIX = "lycoris"  # of its class: others who used it may have left theirs
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
     model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     network, _ = create_lycoris_from_weights(1.0, str(path), model)
