@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Self
 
 from diffadapt.errors import TargetError
@@ -32,6 +33,16 @@ class Vocabulary:
         """The vocabulary of a tokenizer; there is one each, also where two encoders share a tokenizer."""
         found = vars(tokenizer).get(_KEY)
         return found if isinstance(found, cls) else cls(tokenizer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Vocabulary:
+        twin = Vocabulary.__new__(Vocabulary)
+        memo[id(self)] = twin
+        vars(twin).update({name: deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: watchers are of a text encoder, which is no part of a tokenizer's."""
+        return {**vars(self), "_watchers": []}
 
     def add(self, token: str, count: int, watcher: Callable[[], None]) -> None:
         """Put a placeholder of `count` vectors in. watcher: called where ids have changed.
