@@ -22,7 +22,7 @@ from diffadapt.inject.scaling import Strength
 from diffadapt.report import LoadReport
 
 if TYPE_CHECKING:
-    from diffadapt.training.building import Rank
+    from diffadapt.training.plan import Rank
     from diffadapt.training.targets import Targets
 
 
@@ -34,6 +34,7 @@ class TrainedStack(MixedStack):
     _thawed: list[nn.Parameter]
     components: Callable[[], dict[str, Component]]
     load: Callable[..., LoadReport]
+    remove: Callable[[str], None]
 
     def add(
         self,
@@ -71,11 +72,10 @@ class TrainedStack(MixedStack):
         Raises StackError for a name in use, an unknown algorithm, init or option; TargetError for targets that name
         nothing or that the algorithm cannot act on. The pipeline is then as before.
         """
-        from diffadapt.training.fresh import Request, fresh_adapter
+        from diffadapt.training.fresh import finish, fresh_adapter
+        from diffadapt.training.plan import Plan
 
-        request = Request(
-            name, algorithm, rank, alpha, targets, exclude, init, seed, options, dict(tokens or {}), data, base
-        )
+        plan = Plan(name, algorithm, rank, alpha, targets, exclude, init, seed, tokens or {}, data, base, options)
         parts = self.components()
         learner = Learner(Dropouts(dropout, rank_dropout, module_dropout, scale_rank_dropout)) if trainable else None
         if name in self._loaded:
@@ -84,9 +84,13 @@ class TrainedStack(MixedStack):
         def weight_of(key: TargetKey) -> BaseWeight:
             return BaseWeight(self._merged, key, parts[key.component].modules[key.module])
 
-        adapter: Adapter = fresh_adapter(request, parts, self._owner, weight_of)
+        adapter: Adapter = fresh_adapter(plan, parts, self._owner, weight_of)
         report = self.load(adapter, name, strength, learner=learner)
-        request.finish(self._loaded[name])
+        try:
+            finish(plan, self._loaded[name])
+        except BaseException:
+            self.remove(name)
+            raise
         return report
 
     # -- what is trained ---------------------------------------------------------------------------------------

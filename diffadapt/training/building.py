@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,38 +21,9 @@ from diffadapt.inject.scaling import multipliers
 from diffadapt.io.headers import stand_in
 from diffadapt.reading import classes_of
 from diffadapt.training import initial
-from diffadapt.training.methods import Method, method_named
-from diffadapt.training.targets import Chosen, Targets
+from diffadapt.training.plan import Plan
+from diffadapt.training.targets import Chosen
 from diffadapt.training.targets import choose as choose_targets
-
-Rank = int | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a user asks for. rank, alpha: a number, or numbers by component, block or pattern. seed: of all draws."""
-
-    name: str
-    algorithm: str
-    rank: Rank | None = None
-    alpha: float | Mapping[str, Any] | None = None
-    targets: Targets = "attn"
-    exclude: Targets = ()
-    init: str = "default"
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def method(self) -> Method:
-        """Raises StackError for an unknown algorithm, an unknown option, or an unknown beginning."""
-        method = method_named(self.algorithm)
-        unknown = [name for name in self.options if name not in method.options or name in method.fixed]
-        if unknown:
-            known = ", ".join(name for name in method.options if name not in method.fixed) or "none"
-            raise StackError(f"{self.algorithm} has no option {unknown[0]!r}; it has: {known}.")
-        if self.init not in initial.KNOWN:
-            raise StackError(f"init is {self.init!r}; expected one of {', '.join(initial.KNOWN)}.")
-        return method
 
 
 def untrained(
@@ -64,9 +34,10 @@ def untrained(
     Raises TargetError for targets that are not there or that the method cannot act on, StackError for options.
     """
     method = plan.method
-    chosen = choose_targets(plan.targets, plan.exclude, parts, kinds_of(plan))
-    ranks = _numbers(plan.rank if plan.rank is not None else method.rank or 1, chosen, parts, "rank")
-    alphas = [None] * len(chosen) if plan.alpha is None else _numbers(plan.alpha, chosen, parts, "alpha")
+    chosen = choose_targets(plan.chosen, plan.exclude, parts, kinds_of(plan))
+    usual = method.rank or 1
+    ranks = _numbers(usual if plan.rank is None else plan.rank, chosen, parts, "rank", usual)
+    alphas = [None] * len(chosen) if plan.alpha is None else _numbers(plan.alpha, chosen, parts, "alpha", 0)
     generator = torch.Generator().manual_seed(plan.seed)
     options, bank = {**plan.options, **method.fixed}, Bank()
     linear = [layer.shape for layer in chosen.values() if len(layer.shape) == 2]
@@ -92,10 +63,10 @@ def kinds_of(plan: Plan) -> tuple[str, ...]:
     return ("linear", "conv", "embedding") if plan.algorithm in ("lora", "rslora") else ("linear", "conv")
 
 
-def _numbers(value: Any, chosen: Chosen, parts: Mapping[str, Component], what: str) -> list[float]:
-    """A number for every module, by the grammar of strengths; what no rule names has that of "default"."""
+def _numbers(value: Any, chosen: Chosen, parts: Mapping[str, Component], what: str, usual: int) -> list[float]:
+    """A number for every module, by the grammar of strengths; what no rule names has "default"'s, else `usual`."""
     if isinstance(value, Mapping) and "default" not in value:
-        value = {**value, "default": 16 if what == "rank" else 0}
+        value = {**value, "default": usual}
     known = {name: list(part.modules) for name, part in parts.items()}
     found = multipliers(value, Rules(list(chosen)), tuple(parts), lambda: known)
     if not all(isinstance(number, (int, float)) for number in found):

@@ -23,7 +23,7 @@ from diffadapt.inject.quantised import quantiser_of
 from diffadapt.training.initial import from_residual
 
 if TYPE_CHECKING:
-    from diffadapt.training.fresh import Request
+    from diffadapt.training.plan import Plan
 
 WeightOf = Callable[[TargetKey], Callable[[], Tensor]]
 RHO = 2.0
@@ -54,15 +54,13 @@ class _Principal:
         return vectors.flip(1).T, values / values.sum().clamp_min(1e-300)
 
 
-def eva(
-    request: Request, adapter: Adapter, parts: Mapping[str, Component], owner: object, weight_of: WeightOf
-) -> Adapter:
+def eva(plan: Plan, adapter: Adapter, parts: Mapping[str, Component], owner: object, weight_of: WeightOf) -> Adapter:
     """The LoRA with down at the principal directions of its layers' inputs. The sum of the ranks is shared out anew: to
     the directions of the largest shares, at most `RHO` times the rank to a module. Modules without any stay out.
 
     Every module keeps the scale that it had. Raises StackError without `data`, TargetError for what is no Linear.
     """
-    if request.data is None:
+    if plan.data is None:
         raise StackError(
             "init='eva' needs data: a call that runs the models on some samples, as data=lambda: pipe(...)."
         )
@@ -71,13 +69,13 @@ def eva(
     with ExitStack() as stack, torch.no_grad():
         for name, (module, _) in places.items():
             stack.callback(module.register_forward_hook(seen[name]).remove)
-        request.data()
+        plan.data()
     found, shares, owners = {}, [], []
     for place, (name, (_, delta)) in enumerate(places.items()):
         try:
             found[name] = seen[name].directions()
         except StackError as error:
-            raise TargetError(f"{request.name}: {name.module} cannot begin by EVA: {error}") from error
+            raise TargetError(f"{plan.name}: {name.module} cannot begin by EVA: {error}") from error
         most = min(round(delta.rank * RHO), len(found[name][1]))
         shares.append(found[name][1][:most])
         owners.append(torch.full((most,), place))
@@ -98,15 +96,13 @@ def _scaled_alpha(delta: LoRA, rank: int) -> float:
     return delta.scale * (rank**0.5 if delta.rank_stabilised else rank)
 
 
-def loftq(
-    request: Request, adapter: Adapter, parts: Mapping[str, Component], owner: object, weight_of: WeightOf
-) -> Adapter:
+def loftq(plan: Plan, adapter: Adapter, parts: Mapping[str, Component], owner: object, weight_of: WeightOf) -> Adapter:
     """The LoRA that begins at what quantisation took from every weight: base + change is near the weight as it was.
 
     The base keeps its bits; LoftQ's further rounds would quantise it anew. Raises StackError where a module is not
     quantised, or where its unquantised weight is not in the folder.
     """
-    files = BaseFiles(owner, None if request.base is None else Path(request.base))
+    files = BaseFiles(owner, None if plan.base is None else Path(plan.base))
     deltas: dict[TargetKey | Foreign, Delta] = {}
     for name, (module, delta) in _places(adapter, parts, "loftq").items():
         key = TargetKey(name.component or next(iter(parts)), name.module)

@@ -76,13 +76,16 @@ METHODS: Mapping[str, Method] = {
 """name -> method. `oft_dora`: no trainer has DoRA over OFT; LyCORIS' factor for every row of a rotated weight
 (`rescaled`) is what magnitudes come to where the direction is a rotation's."""
 
-TOKENS = ("textual_inversion", "p_tuning")
-PREFIX = "prefix_tuning"
+P_TUNING, PREFIX = "p_tuning", "prefix_tuning"
+TEXT: Mapping[str, tuple[str, ...]] = {
+    "textual_inversion": (), P_TUNING: ("kind", "hidden", "layers"), PREFIX: ("virtual_tokens", "component", "start"),
+}  # fmt: skip
+"""What is trained in front of a text encoder -> the options that it has."""
 
 
 def method_named(name: str) -> Method:
     """The method of a name. Raises StackError for one that there is not, with those that there are."""
     if name not in METHODS:
-        known = ", ".join((*METHODS, *TOKENS, PREFIX))
+        known = ", ".join((*METHODS, *TEXT))
         raise StackError(f"No algorithm {name!r} can be trained here. There are: {known}.")
     return METHODS[name]

@@ -22,7 +22,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adalora": {"rank": 4, "target_rank": 2}, "tlora": {"rank": 4}, "vera": {"rank": 32}, "hra": {"rank": 4},
     "vblora": {"rank": 2, "vector_length": 16, "num_vectors": 32}, "fourierft": {"frequencies": 100, "scaling": 10.0},
 }  # fmt: skip
-TARGETS: dict[str, Any] = {"unet": "attn2", "dit": ["transformer_blocks.1.attn", "transformer_blocks.2.attn"]}
+TARGETS: dict[str, Any] = {
+    "unet": "attn2",
+    "dit": [f"transformer_blocks.{block}.attn.{part}" for block in (1, 2) for part in ("to_*", "add_*")],
+}  # fmt: skip
 RATES = {"ia3": 3e-2, "ia3_peft": 3e-2, "vera": 3e-2, "fourierft": 1e-1, "vblora": 2e-2, "tlora": 1e-3, "full": 1e-3}
 RATE = 5e-3
 

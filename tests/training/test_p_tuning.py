@@ -8,6 +8,7 @@ import torch
 from peft.tuners.p_tuning import PromptEncoder as PeftPromptEncoder
 from torch import nn
 
+from diffadapt.errors import StackError
 from diffadapt.training.tokens import PromptEncoder
 from tests.training import text
 from tests.training.text import adapter, pipeline, train
@@ -45,3 +46,13 @@ def test_p_tuning(kind, tmp_path):
     again = pipeline("unet")
     again.load_textual_inversion(str(path))
     torch.testing.assert_close(text.encoded(again, PROMPT), trained, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_network_leaves_nothing_behind():
+    pipe = pipeline("unet")
+    words = len(pipe.tokenizer)
+    with pytest.raises(StackError, match="no prompt encoder 'cnn'; choose"):
+        pipe.adapters.add("p", "p_tuning", tokens={"<thing>": "circle"}, kind="cnn")
+    assert pipe.adapters.names == ()
+    assert len(pipe.tokenizer) == words
+    assert all(parameter.requires_grad for parameter in pipe.unet.parameters())

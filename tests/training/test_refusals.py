@@ -31,6 +31,13 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "layer": (TargetError, r"vblora.*Leave the module out", {"algorithm": "vblora", "targets": "conv"}),
     "dropout": (StackError, r"dropout is 1.5; expected a probability from 0 to below 1", {"dropout": 1.5}),
     "no placeholders": (StackError, r"needs placeholders: tokens=", {"algorithm": "textual_inversion"}),
+    "what changes weights": (
+        StackError, r"textual_inversion changes no weights.*rank", {"algorithm": "textual_inversion", "tokens": "<x>"},
+    ),
+    "an option of tokens": (
+        StackError, r"textual_inversion has no option 'hidden'; it has: none",
+        {"algorithm": "textual_inversion", "tokens": {"<x>": "random"}, "rank": None, "hidden": 4},
+    ),
     "name in use": (StackError, r"named 'taken' is loaded already; remove it first or choose", {"name": "taken"}),
 }  # fmt: skip
 
