@@ -42,8 +42,8 @@ class ScaledBranch(Branch):
     outputs: Tensor | None = None
 
     def change(self, x: Tensor, layer: Layer) -> Tensor:
-        y = self.inner.change(x if self.inputs is None else x * _channels(self.inputs, x, layer), layer)
-        return y if self.outputs is None else y * _channels(self.outputs, y, layer)
+        y = self.inner.change(x if self.inputs is None else x * layer.channels(self.inputs, x), layer)
+        return y if self.outputs is None else y * layer.channels(self.outputs, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +226,6 @@ class DoRA(Delta):
         if rule == "peft":
             return dataclasses.replace(self, strength=multiplier)
         raise AlgorithmError(f"dora knows no strength rule '{rule}'; use 'linear', 'lycoris' or 'peft'.")
-
-
-def _channels(vector: Tensor, v: Tensor, layer: Layer) -> Tensor:
-    return vector.view(-1, *(1,) * (v.ndim - 2)) if layer.channel_dim == 1 else vector
 
 
 def _on_input(group: TensorGroup, magnitude: Tensor, context: Context) -> bool:

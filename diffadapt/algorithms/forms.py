@@ -90,9 +90,7 @@ class Scale(ChannelForm):
     excess: Tensor
 
     def change(self, v: Tensor, layer: Layer) -> Tensor:
-        if layer.kind != "conv":
-            return v * self.excess
-        return v * self.excess.view(-1, *(1,) * (v.ndim - 2))
+        return v * layer.channels(self.excess, v)
 
 
 @dataclass(frozen=True, eq=False)

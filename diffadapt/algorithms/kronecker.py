@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from diffadapt.algorithms.forms import Branch
 from diffadapt.algorithms.layer import Layer
 from diffadapt.algorithms.products import KroneckerProduct
+from diffadapt.algorithms.start import factorised
 from diffadapt.errors import AlgorithmError
 
 
@@ -59,10 +59,7 @@ class Kronecker(Branch):
 def side_of(size: int, factor: int) -> int:
     """What PEFT takes for w1's side of a size: the factor where it divides it, else the largest divisor up to the
     factor (-1: any) and the square root."""
-    if factor > 0 and size % factor == 0:
-        return factor
-    most = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
-    return next(n for n in range(most, 0, -1) if size % n == 0)
+    return factor if factor > 0 and size % factor == 0 else factorised(size, factor)[0]
 
 
 def check_factors(name: str, *factors: Tensor | None) -> None:

@@ -78,6 +78,14 @@ class Layer:
             return self.shape[0]
         return self.shape[1] * (self.groups if self.kind == "conv" else 1) if len(self.shape) > 1 else self.shape[0]
 
+    def channels(self, values: Tensor, like: Tensor) -> Tensor:
+        """Numbers per channel, (channels,) or for every sample (samples, channels), as they meet the activation
+        `like`."""
+        inner = (1,) * (like.ndim - 2)
+        if values.ndim == 1:
+            return values.view(-1, *inner) if self.channel_dim == 1 else values
+        return values.view(len(values), *((-1, *inner) if self.channel_dim == 1 else (*inner, -1)))
+
     def apply(self, x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
         """The module's own operation with another weight and no bias.
 

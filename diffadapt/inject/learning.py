@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffadapt.algorithms.forms import BiasChange, Branch, Form, InputChange, LowRank, OutputChange, Turns, TwoSided
+from diffadapt.algorithms.layer import Layer
 from diffadapt.inject.learner import Dropouts
+from diffadapt.inject.pack import down_of
 
 if TYPE_CHECKING:
     from diffadapt.inject.entry import Entry
@@ -45,7 +47,7 @@ class Learning:
         self.slot = slot
         self.rows: Tensor | None = None
         """Progress through denoising of every sample (batch,), where a batch has several."""
-        self._frozen: dict[int, tuple[Form, ...]] = {}
+        self._frozen: dict[tuple[int, torch.device, torch.dtype], tuple[Form, ...]] = {}
         self._now: dict[int, _Held] = {}
         self._traced: _Held | None = None
 
@@ -84,11 +86,12 @@ class Learning:
 
     def _forms(self, entry: Entry, device: torch.device, dtype: torch.dtype) -> tuple[Form, ...]:
         if not entry.trainable:
-            known = self._frozen.get(id(entry))
+            place = (id(entry), device, dtype)
+            known = self._frozen.get(place)
             if known is None:
                 with torch.no_grad():
                     known = tuple(form.to(device, dtype) for form in self.slot.forms_of(entry))
-                self._frozen[id(entry)] = known
+                self._frozen[place] = known
             return known
         # A list, not a generator: a compiler does not go on where one of these breaks off.
         return tuple([form.to(device, dtype) for form in self.slot.forms_of(entry, training=True)])
@@ -176,14 +179,14 @@ class _Step:
             if isinstance(form, LowRank):
                 y = self._low_rank(form, y)
             elif isinstance(form, BiasChange):
-                y = y + (self._channels(form.vector) * strength).to(y.dtype)
+                y = y + (layer.channels(form.vector, y) * strength).to(y.dtype)
             elif not dropouts.within:
                 y = self._added(form, y)
             elif (change := self._change(form)) is not None:
                 rest = change if rest is None else rest + change
         if rest is None:
             return y
-        return torch.add(y, _dropped(rest, dropouts, layer.channel_dim).to(y.dtype), alpha=strength)
+        return torch.add(y, _dropped(rest, dropouts, layer).to(y.dtype), alpha=strength)
 
     def _added(self, form: Form, y: Tensor) -> Tensor:
         """y with all of a form's change."""
@@ -215,24 +218,20 @@ class _Step:
 
     def _plain(self, output: Tensor) -> Tensor:
         """A product of the module without its bias."""
-        return output if self.bias is None else output - self._channels(self.bias).to(output.dtype)
-
-    def _channels(self, vector: Tensor) -> Tensor:
-        like = self.output
-        layer = self.learning.slot.layer
-        return vector.view(-1, *(1,) * (like.ndim - 2)) if layer.channel_dim == 1 else vector
+        if self.bias is None:
+            return output
+        return output - self.learning.slot.layer.channels(self.bias, output).to(output.dtype)
 
     def _low_rank(self, form: LowRank, y: Tensor) -> Tensor:
         """y + strength * scale * up (down x), with what sd-scripts' LoRA leaves out between the halves."""
         layer, dropouts = self.learning.slot.layer, self.active.dropouts
         scale = form.scale * self.active.strength
-        shape = (form.rank, *layer.shape[1:]) if layer.kind != "embedding" else (form.rank, layer.shape[0])
-        down, groups = form.down.reshape(shape), layer.groups if layer.kind == "conv" else 1
+        down, groups = down_of(form, layer), layer.groups if layer.kind == "conv" else 1
         if groups > 1:
             down = down.repeat(groups, *(1,) * (down.ndim - 1))
         h = layer.apply(self.x, down.T if layer.kind == "embedding" else down, groups)
         if dropouts.within:
-            h = _thinned(h, dropouts, layer.channel_dim)
+            h = _thinned(h, dropouts, layer)
         if form.mask is not None:
             h = h * self._mask(form.mask, h, groups)
         if layer.kind == "linear" and y.ndim > 2 and h.dtype == y.dtype:
@@ -243,36 +242,32 @@ class _Step:
 
     def _mask(self, mask: Callable[[float], Tensor], h: Tensor, groups: int) -> Tensor:
         """The factors of the ranks, of every sample where they are at several places of the denoising."""
-        progress, dim = self.learning.rows, self.learning.slot.layer.channel_dim
+        progress, layer = self.learning.rows, self.learning.slot.layer
         if progress is None or progress.numel() < 2 or h.shape[0] % progress.numel():
-            rows = mask(self.learning.slot.progress)[None]
+            rows = mask(self.learning.slot.progress)
         else:
             each = torch.stack([mask(value) for value in progress.tolist()])
             rows = each.repeat_interleave(h.shape[0] // progress.numel(), 0)
-        rows = rows.to(h.device, h.dtype).repeat(1, groups)
-        inner = (1,) * (h.ndim - 2)
-        return rows.view(len(rows), -1, *inner) if dim == 1 else rows.view(len(rows), *inner, -1)
+        return layer.channels(torch.cat([rows.to(h.device, h.dtype)] * groups, dim=-1), h)
 
 
-def _thinned(h: Tensor, dropouts: Dropouts, dim: int) -> Tensor:
+def _thinned(h: Tensor, dropouts: Dropouts, layer: Layer) -> Tensor:
     """What lies between the halves of a pair, thinned out as by sd-scripts."""
     if dropouts.dropout:
         h = F.dropout(h, dropouts.dropout)
     if dropouts.rank_dropout:
-        # (samples, 1..., ranks): a rank is left out for all places of a sample.
-        ranks = h.shape[dim]
-        kept = (torch.rand(h.shape[0], ranks, device=h.device) > dropouts.rank_dropout).to(h.dtype)
-        inner = (1,) * (h.ndim - 2)
-        shape = (len(kept), ranks, *inner) if dim == 1 else (len(kept), *inner, ranks)
-        h = h * kept.view(shape) / (1.0 - dropouts.rank_dropout)
+        # A rank is left out for all places of a sample.
+        kept = torch.rand(h.shape[0], h.shape[layer.channel_dim], device=h.device) > dropouts.rank_dropout
+        h = h * layer.channels(kept.to(h.dtype), h) / (1.0 - dropouts.rank_dropout)
     return h
 
 
-def _dropped(change: Tensor, dropouts: Dropouts, dim: int) -> Tensor:
+def _dropped(change: Tensor, dropouts: Dropouts, layer: Layer) -> Tensor:
     """A change of the output, thinned out as by LyCORIS."""
     if dropouts.rank_dropout:
-        rows = (torch.rand(change.shape[dim], device=change.device) > dropouts.rank_dropout).to(change.dtype)
+        channels = change.shape[layer.channel_dim]
+        rows = (torch.rand(channels, device=change.device) > dropouts.rank_dropout).to(change.dtype)
         if dropouts.scale_rank_dropout:
             rows = rows / rows.mean().clamp_min(1e-6)
-        change = change * (rows.view(-1, *(1,) * (change.ndim - 2)) if dim == 1 else rows)
+        change = change * layer.channels(rows, change)
     return F.dropout(change, dropouts.dropout) if dropouts.dropout else change

@@ -116,8 +116,7 @@ class RowsSlot(Slot):
     def _biased(self, y: Tensor, biases: Tensor, pack: Pack) -> Tensor:
         weights = self.weights[:, pack.bias_start : pack.bias_start + biases.shape[0]]
         vectors = self.layout.spread(weights @ biases, y).to(y.dtype)
-        inner = (1,) * (y.ndim - 2)
-        return y + vectors.view(y.shape[0], *((-1, *inner) if self.layer.channel_dim == 1 else (*inner, -1)))
+        return y + self.layer.channels(vectors, y)
 
 
 class MixedRows:

@@ -72,10 +72,10 @@ class Pack:
         return self.device == device and self.dtype == dtype
 
 
-def _down(pair: LowRank, layer: Layer, device: torch.device, dtype: torch.dtype) -> Tensor:
+def down_of(pair: LowRank, layer: Layer) -> Tensor:
     """The pair's down half in the layer's own shape: files may hold 1x1 factors flat, or Linear ones as 1x1."""
     shape = (pair.rank, *layer.shape[1:]) if layer.kind != "embedding" else (pair.rank, layer.shape[0])
-    return pair.down.reshape(shape).to(device, dtype)
+    return pair.down.reshape(shape)
 
 
 def build_pack(
@@ -95,7 +95,7 @@ def build_pack(
     for entry, own in enumerate(pairs):
         start = len(owners)
         for pair in own:
-            downs.append(_down(pair, layer, device, dtype))
+            downs.append(down_of(pair, layer).to(device, dtype))
             ups.append(pair.up.to(device, dtype))
             if pair.mask is not None:
                 masks.append((len(owners), len(owners) + pair.rank, pair.mask))
@@ -150,7 +150,7 @@ def low_rank_change(pack: Pack, layer: Layer, x: Tensor, y: Tensor, span: tuple[
     groups = layer.groups
     if groups > 1:
         down, scales = down.repeat(groups, *(1,) * (down.ndim - 1)), scales.repeat(groups)
-    h = layer.apply(x, down, groups) * scales.view(-1, *(1,) * (x.ndim - 2))
+    h = layer.apply(x, down, groups) * layer.channels(scales, x)
     return y + layer.pointwise(h.to(x.dtype), up, groups)
 
 
@@ -163,8 +163,7 @@ def low_rank_rows(pack: Pack, layer: Layer, x: Tensor, y: Tensor, scales: Tensor
     if groups > 1:
         down, scales = down.repeat(groups, *(1,) * (down.ndim - 1)), scales.repeat(1, groups)
     h = layer.apply(x, down.T if layer.kind == "embedding" else down, groups)
-    inner = (1,) * (h.ndim - 2)
-    h = h * scales.view(h.shape[0], *((-1, *inner) if layer.channel_dim == 1 else (*inner, -1)))
+    h = h * layer.channels(scales, h)
     return y + layer.pointwise(h.to(y.dtype), up, groups)
 
 

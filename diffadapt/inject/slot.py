@@ -224,7 +224,7 @@ class Slot:
             into = output if output._base is None else torch.empty_like(output)
             y = alone[0].added(output, alone[1], into, pack.base_bias)
         elif pack.outputs or pack.two_sided:
-            plain = output if pack.base_bias is None else output - self._as_channels(pack.base_bias, output)
+            plain = output if pack.base_bias is None else output - self.layer.channels(pack.base_bias, output)
             y = self._add_changes(y, plain, pack.outputs, pack)
             for part in pack.two_sided:
                 if (weight := self._weight(part, pack, y)) is not None:
@@ -241,7 +241,7 @@ class Slot:
 
     def _biased(self, y: Tensor, biases: Tensor, pack: Pack) -> Tensor:
         weights = pack.scales[pack.bias_start : pack.bias_start + biases.shape[0]]
-        return y + self._as_channels((weights @ biases).to(y.dtype), y)
+        return y + self.layer.channels((weights @ biases).to(y.dtype), y)
 
     def _weight(self, part: Part, pack: Pack, like: Tensor) -> float | Tensor | None:
         """A part's multiplier: a number, or an element of the scales while tracing; None where it does nothing.
@@ -278,7 +278,7 @@ class Slot:
     def _product(self, forward: Callable[[Tensor], Tensor], v: Tensor, pack: Pack) -> Tensor:
         """W v, by the module's own forward (which may load an offloaded weight) less its bias."""
         product = forward(v)
-        return product if pack.base_bias is None else product - self._as_channels(pack.base_bias, product)
+        return product if pack.base_bias is None else product - self.layer.channels(pack.base_bias, product)
 
     def _two_sided(
         self, part: Part, forward: Callable[[Tensor], Tensor], x: Tensor, plain: Tensor, pack: Pack
@@ -286,9 +286,6 @@ class Slot:
         assert isinstance(part.form, TwoSided)
         turned = self._product(forward, x + part.form.inputs.change(x, self.layer), pack)
         return turned + part.form.outputs.change(turned, self.layer) - plain
-
-    def _as_channels(self, vector: Tensor, like: Tensor) -> Tensor:
-        return vector.view(-1, *(1,) * (like.ndim - 2)) if self.layer.channel_dim == 1 else vector
 
 
 def _plus(y: Tensor, change: Tensor, weight: float | Tensor) -> Tensor:
