@@ -223,17 +223,7 @@ def place(
     for source, (key, delta) in found.items():
         modules = parts[key.component].modules
         module = modules[key.module]
-        layer = Layer.of(module)
-        try:
-            if layer is None:
-                raise AlgorithmError(f"{type(module).__name__} has no weight to act on.")
-            delta, layer = fitted(key.module, delta, layer)
-            delta.check(layer)
-        except AlgorithmError as error:
-            raise TargetError(
-                f"{adapter.source}: {'.'.join(key)} does not fit: {error} The file is for "
-                f"{adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}."
-            ) from error
+        delta, layer = _checked(adapter, key, delta, module, owner)
         if isinstance(delta, OfFused):
             delta = delta.bound(siblings(delta, key, parts[key.component], merged, adapter.source))
         if learner is not None:
@@ -256,6 +246,22 @@ def place(
         learner.done()
     allocation = None if learner is None else Allocation.of([placement.entry for placement in placements])
     return Loaded(name, adapter, placements, report, embeddings, prefixes, learner, allocation=allocation)
+
+
+def _checked(adapter: Adapter, key: TargetKey, delta: Delta, module: nn.Module, owner: Any) -> tuple[Delta, Layer]:
+    """A delta as its module takes it, and the layer that the module is. Raises TargetError where they do not fit."""
+    layer = Layer.of(module)
+    try:
+        if layer is None:
+            raise AlgorithmError(f"{type(module).__name__} has no weight to act on.")
+        delta, layer = fitted(key.module, delta, layer)
+        delta.check(layer)
+    except AlgorithmError as error:
+        raise TargetError(
+            f"{adapter.source}: {'.'.join(key)} does not fit: {error} The file is for "
+            f"{adapter.family or 'an unknown family'}; the pipeline is {describe(owner)}."
+        ) from error
+    return delta, layer
 
 
 def _report(
