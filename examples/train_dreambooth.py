@@ -29,17 +29,11 @@ OUT = Path(__file__).resolve().parent.parent / "out" / "train-dreambooth"
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    trained.options(parser, model="unet", steps=400, out=OUT)
     add = parser.add_argument
-    add("--model", default="unet", help="an embedded pipeline (unet, dit), a folder or a Hub id")
-    add("--data", type=Path, help="pictures of the subject (default: drawn ones)")
     add("--prompt", default=f"a {concepts.SUBJECT}", help="the subject's, of pictures without a caption")
     add("--class-prompt", nargs="+", help="of the class, for prior preservation")
     add("--class-pictures", type=int, default=48, help="how many of the class are drawn (default: %(default)s)")
-    add("--prompts", nargs="+", help="what the sheet of samples shows")
-    add("--algorithm", default="lora", help="as in `pipe.adapters.add` (default: %(default)s)")
-    add("--steps", type=int, default=400, help="of training (default: %(default)s)")
-    add("--measured", type=int, default=20, help="how many pictures are judged (default: %(default)s)")
-    add("--out", type=Path, default=OUT, help="the folder of the results (default: %(default)s)")
     return parser.parse_args()
 
 

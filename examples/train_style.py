@@ -27,14 +27,7 @@ OUT = Path(__file__).resolve().parent.parent / "out" / "train-style"
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", default="dit", help="an embedded pipeline (unet, dit), a folder or a Hub id")
-    add("--data", type=Path, help="pictures with their captions beside them (default: drawn ones)")
-    add("--prompts", nargs="+", help="what the sheet of samples shows")
-    add("--algorithm", default="lora", help="as in `pipe.adapters.add` (default: %(default)s)")
-    add("--steps", type=int, default=600, help="of training (default: %(default)s)")
-    add("--measured", type=int, default=20, help="how many pictures are judged (default: %(default)s)")
-    add("--out", type=Path, default=OUT, help="the folder of the results (default: %(default)s)")
+    trained.options(parser, model="dit", steps=600, out=OUT)
     return parser.parse_args()
 
 

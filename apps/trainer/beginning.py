@@ -12,6 +12,7 @@ from torch import nn
 import diffadapt
 from diffadapt import shapes
 from diffadapt.errors import SourceError, TrainingError
+from diffadapt.training.methods import TEXT
 
 from .settings import Settings
 
@@ -49,10 +50,11 @@ def add(pipe: Any, settings: Settings) -> Any:
         return pipe.load_adapter(
             str(path) if path.exists() else wanted.start_from, adapter_name=name, trainable=True, strict=True
         )
+    weights = {} if wanted.algorithm in TEXT else {"rank": wanted.rank or None}  # tokens have no rank to be told
     return pipe.adapters.add(
-        name, wanted.algorithm, rank=wanted.rank or None, alpha=wanted.alpha or None, targets=wanted.targets or None,
-        exclude=wanted.exclude, init=wanted.init, seed=settings.seed, tokens=wanted.tokens, dropout=wanted.dropout,
-        rank_dropout=wanted.rank_dropout, module_dropout=wanted.module_dropout, **wanted.options,
+        name, wanted.algorithm, alpha=wanted.alpha or None, targets=wanted.targets or None, exclude=wanted.exclude,
+        init=wanted.init, seed=settings.seed, tokens=wanted.tokens, dropout=wanted.dropout,
+        rank_dropout=wanted.rank_dropout, module_dropout=wanted.module_dropout, **weights, **wanted.options,
     )  # fmt: skip
 
 

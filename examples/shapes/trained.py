@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,18 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 LENGTHS = {"unet": 0, "dit": 16}
 """Tokens of T5's prompts: of Shapes-DiT as many as its captions have."""
+
+
+def options(parser: ArgumentParser, model: str, steps: int, out: Path) -> None:
+    """Add what both scripts that train understand, with the defaults that differ."""
+    add = parser.add_argument
+    add("--model", default=model, help="an embedded pipeline (unet, dit), a folder or a Hub id (default: %(default)s)")
+    add("--data", type=Path, help="pictures, with captions beside them (default: drawn ones)")
+    add("--prompts", nargs="+", help="what the sheet of samples shows")
+    add("--algorithm", default="lora", help="as in `pipe.adapters.add` (default: %(default)s)")
+    add("--steps", type=int, default=steps, help="of training (default: %(default)s)")
+    add("--measured", type=int, default=20, help="how many pictures are judged (default: %(default)s)")
+    add("--out", type=Path, default=out, help="the folder of the results (default: %(default)s)")
 
 
 def note(settings: Settings, file: Path) -> None:

@@ -284,3 +284,13 @@ def test_a_file_of_another_dialect_is_trained_on(tmp_path: Path) -> None:
         was, kept, now = (adapter.targets[key].weight_delta(weight) for adapter in (before, still, moved))
         torch.testing.assert_close(kept, was)
         assert not torch.equal(now, was)
+
+
+@pytest.mark.parametrize("algorithm", ["textual_inversion", "p_tuning"])
+def test_a_word_alone_is_trained_and_diffusers_reads_it(algorithm: str, tmp_path: Path) -> None:
+    told = settings(tmp_path, {"adapter": {"algorithm": algorithm, "tokens": {"<star>": "star"}}})
+    file = train(told)
+    pipe = small("unet")
+    pipe.load_textual_inversion(str(file))
+    row = pipe.text_encoder.get_input_embeddings().weight[pipe.tokenizer.convert_tokens_to_ids("<star>")]
+    assert torch.equal(row.detach(), load_file(file)["<star>"].flatten().to(row.dtype))
