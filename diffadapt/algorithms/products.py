@@ -84,12 +84,12 @@ class Turning(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor | None, orders: tuple[Order, ...], *excess: Tensor) -> Tensor:
         turns = _Turns(excess, orders)
-        shift = None if bias is None else bias - turns.forward(bias[None])[0]
         flat = y.reshape(-1, y.shape[-1])
         out = torch.empty_like(flat)
         for run, into in _runs(flat, out):
-            turned = turns.forward(run)
-            into.copy_(turned) if shift is None else torch.add(turned, shift, out=into)
+            turns.forward(run, into)
+        if bias is not None:
+            out.add_(bias - turns.forward(bias[None], torch.empty_like(bias)[None])[0])
         out = out.view(y.shape)
         ctx.save_for_backward(out, bias, *excess)
         ctx.orders = orders
@@ -102,7 +102,7 @@ class Turning(torch.autograd.Function):
         flat, after = grads[0].reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1])
         d_y = torch.empty_like(flat)
         for grad, made, into in _runs(flat, after, d_y):
-            into.copy_(turns.backward(grad, made if bias is None else made - bias))
+            turns.backward(grad, made if bias is None else made - bias, into)
         found = [sums + torch.bmm(sums, block) for sums, block in zip(turns.outer, excess, strict=True)]
         # The bias is taken off and put on again, so the turn is all that a gradient passes.
         return d_y.view(grads[0].shape), None, None, *found
@@ -138,20 +138,21 @@ class _Turns:
         self._down = [_between(before, after) for before, after in self._steps]
         self._up = [_between(after, before) for before, after in self._steps]
 
-    def forward(self, v: Tensor) -> Tensor:
-        """All turns of v (tokens, channels)."""
+    def forward(self, v: Tensor, into: Tensor) -> Tensor:
+        """All turns of v (tokens, channels), written into another."""
         gathered = v if self.orders[0] is None else v.index_select(1, self.orders[0][0])
         if len(self.excess) == 1:
-            return self._last(self._blocks(gathered, 0), 0, turned_back=False)
+            return self._last(self._blocks(gathered, 0), 0, into, turned_back=False)
         rows = self._rows(self._blocks(gathered, 0).transpose(1, 2), 0, turned_back=False)
         for place in range(1, len(self.excess)):
             rows = self._ordered(rows, self._down[place - 1], place)
             if place < len(self.excess) - 1:
                 rows = self._rows(rows, place, turned_back=False)
-        return self._last(rows.transpose(1, 2), len(self.excess) - 1, turned_back=False)
+        return self._last(rows.transpose(1, 2), len(self.excess) - 1, into, turned_back=False)
 
-    def backward(self, grad: Tensor, after: Tensor) -> Tensor:
-        """The gradient before all turns, from that after them and what came out (tokens, channels); fills `outer`."""
+    def backward(self, grad: Tensor, after: Tensor, into: Tensor) -> Tensor:
+        """The gradient before all turns, from that after them and what came out (tokens, channels), written into
+        another; fills `outer`."""
         last = len(self.excess) - 1
         order = self.orders[last]
         pair = [v if order is None else v.index_select(1, order[0]) for v in (grad, after)]
@@ -163,7 +164,7 @@ class _Turns:
                     self._ordered(self._rows(rows, place, turned_back=True), self._up[place - 1], place - 1)
                     for rows in (seen, given)
                 )
-        return self._last(seen.transpose(1, 2), 0, turned_back=True)
+        return self._last(seen.transpose(1, 2), 0, into, turned_back=True)
 
     def _blocks(self, v: Tensor, place: int) -> Tensor:
         """v (tokens, channels) as (k, tokens, n): a view."""
@@ -175,15 +176,15 @@ class _Turns:
         product = torch.bmm(matrix, rows)
         return product if self.exact else product + rows
 
-    def _last(self, blocks: Tensor, place: int, *, turned_back: bool) -> Tensor:
-        """One turn of blocks (k, tokens, n), with the tokens first again and the channels in their own order."""
+    def _last(self, blocks: Tensor, place: int, into: Tensor, *, turned_back: bool) -> Tensor:
+        """One turn of blocks (k, tokens, n) into (tokens, channels), the channels in their own order."""
         matrix = self.matrices[place] if turned_back else self.matrices[place].transpose(1, 2)
         product = torch.bmm(blocks, matrix)
         product = product if self.exact else product + blocks
-        flat = torch.empty(product.shape[1], len(product), product.shape[2], dtype=product.dtype, device=product.device)
-        flat.copy_(product.transpose(0, 1))
         order = self.orders[place]
-        return flat.flatten(1) if order is None else flat.flatten(1).index_select(1, order[1])
+        flat = into if order is None else torch.empty_like(into)
+        flat.view(product.shape[1], len(product), -1).copy_(product.transpose(0, 1))
+        return into if order is None else torch.index_select(flat, 1, order[1], out=into)
 
     def _ordered(self, rows: Tensor, order: Tensor, place: int) -> Tensor:
         """Rows (k, n, tokens) of one turn in the order of another."""
